@@ -1,1 +1,17 @@
-//! Holdfast.
+//! The volume engine: log-structured virtual disks in an object store.
+//!
+//! A *pool* is a place in an object store. A *volume* in it is a commit log of create-only records that name
+//! create-only data *segments*; checkpoints of the resulting block map let a reader start near the log's end.
+//! Nothing is ever overwritten: whoever appends a record has replayed all records before it and puts the next
+//! number only if it is absent, so every append is a compare-and-swap on the log's tail (`docs/architecture.md`
+//! has the rules and the ways to lose data that each of them closes; `docs/format.md` has every byte).
+//!
+//! The engine knows neither Kubernetes nor gRPC. Its store, clock and randomness are given to it.
+
+pub mod buffer;
+pub mod codec;
+pub mod env;
+pub mod ids;
+pub mod log;
+pub mod map;
+pub mod store;

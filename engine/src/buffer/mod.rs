@@ -1,0 +1,75 @@
+//! The dirty buffer: writes that were answered and are not yet in the log.
+//!
+//! # Guarantees
+//! An entry lies in the buffer before its write is answered, and stays until the log has it, so a successor of a
+//! killed process can commit what its predecessor answered. Entries are numbered in write order, without gaps, from 1
+//! under each grant; they are freed in order. Records carry the number up to which they complete
+//! ([`crate::log::Record::buffer_complete`]); a successor skips to it, so that nothing is replayed over newer data.
+//!
+//! # Assumptions
+//! One process at a time uses a buffer: a successor waits for the old process's death.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+
+use crate::ids::GrantId;
+
+/// A write or a discard, as it was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mutation {
+    /// Bytes written at a byte offset; both multiples of the block size.
+    Write {
+        /// Where, in bytes.
+        offset: u64,
+        /// What.
+        data: Bytes,
+    },
+    /// A range that reads as zeros from now on; both multiples of the block size.
+    Discard {
+        /// Where, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+}
+
+/// Why a buffer could not take or give back an entry.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BufferError {
+    /// No room until older entries are freed: wait for the log, then try again.
+    #[error("the dirty buffer is full")]
+    Full,
+    /// The entry is larger than the whole buffer.
+    #[error("a write of {len} bytes does not fit a dirty buffer of {capacity} bytes")]
+    TooLarge {
+        /// Bytes of the entry.
+        len: usize,
+        /// Bytes of the buffer.
+        capacity: usize,
+    },
+    /// What lies in the buffer is not what was put there.
+    #[error("the dirty buffer is damaged at byte {at}: {reason}")]
+    Damaged {
+        /// Where.
+        at: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+}
+
+/// Where answered writes wait for the log. Implementations copy; none of them blocks.
+pub trait DirtyBuffer: Send + Sync + Debug {
+    /// Says which grant the entries belong to. Entries of another grant are dropped (they must never be replayed over
+    /// newer data); the return value is how many that were. Numbering goes on after `complete`.
+    fn bind(&self, grant: GrantId, complete: u64) -> Result<usize, BufferError>;
+
+    /// What is in the buffer for the bound grant, oldest first, with its numbers.
+    fn recover(&self) -> Result<Vec<(u64, Mutation)>, BufferError>;
+
+    /// Adds an entry under the next number and returns that number.
+    fn append(&self, mutation: &Mutation) -> Result<u64, BufferError>;
+
+    /// Frees all entries up to and including `sequence`.
+    fn free(&self, sequence: u64);
+}

@@ -1,0 +1,7 @@
+//! The commit log: the truth about a volume.
+
+mod control;
+mod record;
+
+pub use control::{Control, Grant, Reader, Session, Snapshot};
+pub use record::{GrantMode, Move, Op, Record};

@@ -1,0 +1,93 @@
+//! How the map lies in the store: pages of sorted extents, runs of pages, index pages over large runs.
+
+use crate::ids::{ObjectId, PoolId, RecordNumber, SnapshotId, VolumeId};
+use crate::log::Control;
+
+/// A page of the map, `volumes/VOL/map/ID`: up to 64 KiB of sorted extents that do not overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageRef {
+    /// The first block it says anything about.
+    pub first_lba: u64,
+    /// The block after the last one.
+    pub end_lba: u64,
+    /// The volume that owns the object: this one, or an ancestor of a clone.
+    pub volume: VolumeId,
+    /// Its id.
+    pub id: ObjectId,
+    /// How many extents it holds.
+    pub extents: u32,
+}
+
+/// An index page, `volumes/VOL/map/ID`: up to 1,024 consecutive pages of one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexRef {
+    /// The first block it says anything about.
+    pub first_lba: u64,
+    /// The block after the last one.
+    pub end_lba: u64,
+    /// The volume that owns the object.
+    pub volume: VolumeId,
+    /// Its id.
+    pub id: ObjectId,
+    /// How many pages it lists.
+    pub pages: u32,
+}
+
+/// A sorted run of the map: its pages do not overlap. A newer run hides the older ones where it says anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunRef {
+    /// A small run: its pages.
+    Pages(Vec<PageRef>),
+    /// A large run: index pages over its pages.
+    Indexed(Vec<IndexRef>),
+}
+
+/// A volume that this one descends from, whose objects the map may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// The pool it lives in.
+    pub pool: PoolId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot of it that is pinned for us.
+    pub snapshot: SnapshotId,
+}
+
+/// A block map as stored: what roots and snapshot maps have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoredMap {
+    /// The runs, newest first.
+    pub runs: Vec<RunRef>,
+    /// The volumes other than the owner that the runs name.
+    pub origins: Vec<Origin>,
+}
+
+/// A checkpoint, `volumes/VOL/root/N`: the state of the volume as of record N.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its id.
+    pub id: ObjectId,
+    /// The record that it covers, with all before it.
+    pub number: RecordNumber,
+    /// The control state.
+    pub control: Control,
+    /// The map of the head.
+    pub map: StoredMap,
+}
+
+/// A snapshot's map, `volumes/VOL/map/ID`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotMap {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its id.
+    pub id: ObjectId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The volume's size when it was taken.
+    pub size_bytes: u64,
+    /// The map.
+    pub map: StoredMap,
+}
