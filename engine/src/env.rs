@@ -51,6 +51,7 @@ struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
     fn fill(&self, bytes: &mut [u8]) {
-        aws_lc_rs::rand::fill(bytes).expect("the system's random source does not fail once the kernel has booted");
+        aws_lc_rs::rand::fill(bytes)
+            .expect("the system's random source does not fail once the kernel has booted");
     }
 }

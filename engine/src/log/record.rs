@@ -55,7 +55,7 @@ pub enum Op {
     /// Takes the grant back and ends its session. In effect also if nothing is granted: it then stands in the way of
     /// a Grant whose put is still under way.
     Revoke {
-        /// The grant; none to revoke whatever the append's replay saw.
+        /// The grant; none if nothing was granted.
         grant: GrantId,
     },
     /// Starts a session under the latest unrevoked grant. The session is named by this record's id.
@@ -118,6 +118,16 @@ pub enum Op {
         generation: u32,
         /// The new map object.
         map: ObjectId,
+    },
+    /// A pin no longer needs this deleted snapshot: its map and what only it reaches may go.
+    ForgetSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// The segments of this archive run become visible with this record, which ends the run.
+    RunCommitted {
+        /// The run.
+        run: ObjectId,
     },
     /// No segment of this archive run may become visible any more.
     RunEnded {
