@@ -1,7 +1,27 @@
 //! The map from blocks to where their data lies.
+//!
+//! A log-structured merge tree: a [`Memtable`] of the newest entries over frozen memtables (one per snapshot boundary
+//! that no checkpoint has passed) over *runs* of sorted pages in the store, newest first; where a layer says anything
+//! it hides the older ones. A [`Checkpoint`] writes memtables as new runs. Pages load on demand, so a map takes as
+//! little memory as its reader likes, and opening one loads nothing.
 
+mod cursor;
 mod extent;
+mod head;
+mod memtable;
+mod packed;
+mod page;
+mod source;
 mod stored;
+mod view;
 
-pub use extent::{Extent, Location, SegmentKind, SegmentRef};
+pub use extent::{Extent, LBA_MAX, Location, SegmentKind, SegmentRef};
+pub use head::Map;
+pub use memtable::Memtable;
+pub use page::{LoadedPage, SegmentTable};
+pub use source::{Access, MapError, PageSource};
 pub use stored::{IndexRef, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
+pub use view::{Layer, MapView};
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,61 @@
+//! Where pages of the map come from and go to.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Extent, IndexRef, LoadedPage, PageRef};
+use crate::ids::{ObjectId, VolumeId};
+
+/// Why the map could not be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MapError {
+    /// The store failed. `NotFound` means that a newer map has replaced the one that was asked, or damage.
+    #[error("the map of the volume cannot be read or written: {0}")]
+    Store(#[from] crate::store::StoreError),
+    /// A page or an index does not say what its reference promises. Restore the volume from an archive, or salvage it.
+    #[error("the map object {id} of volume {volume} is damaged: it holds {what}")]
+    Damaged {
+        /// The volume that owns it.
+        volume: VolumeId,
+        /// The object.
+        id: ObjectId,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A record names entries that no map may hold.
+    #[error("a record is refused by the map: it holds {what}")]
+    Refused {
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+/// Why a page is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Somebody asks for a few blocks, and will again: worth a place in the cache.
+    Lookup,
+    /// The whole map is walked: must not push the others' pages out of the cache.
+    Scan,
+}
+
+/// Reads the pages of a volume's map, its own and its ancestors', and writes new ones of its own.
+///
+/// Pages and indexes never change; an implementation caches them, and loads one once however many wait for it. A put
+/// that returns is durable. Objects that nothing names in the end are garbage for the collector.
+#[async_trait]
+pub trait PageSource: Send + Sync + Debug {
+    /// Loads a page.
+    async fn page(&self, page: &PageRef, access: Access) -> Result<Arc<LoadedPage>, MapError>;
+
+    /// Loads the pages that an index lists: in order, not overlapping, at least one.
+    async fn index(&self, index: &IndexRef, access: Access) -> Result<Arc<[PageRef]>, MapError>;
+
+    /// Stores `extents` (sorted, not overlapping, at least one, within the limits of a page) as a new page.
+    async fn put_page(&self, extents: &[Extent]) -> Result<PageRef, MapError>;
+
+    /// Stores a list of pages (sorted, not overlapping, 1 to 1,024) as a new index.
+    async fn put_index(&self, pages: &[PageRef]) -> Result<IndexRef, MapError>;
+}

@@ -1,0 +1,170 @@
+//! What the tests of the map share: a source of pages in memory, and the plain model of a map.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+
+use super::{
+    Access, Extent, IndexRef, LoadedPage, Location, MapError, PageRef, PageSource, SegmentKind, SegmentRef,
+    SegmentTable,
+};
+use crate::codec::Codec;
+use crate::ids::{ObjectId, RecordNumber, VolumeId};
+
+/// The volume whose maps are tested.
+pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
+
+/// Keeps pages in memory and counts loads.
+#[derive(Debug, Default)]
+pub(super) struct MemorySource {
+    pages: Mutex<BTreeMap<ObjectId, Vec<Extent>>>,
+    indexes: Mutex<BTreeMap<ObjectId, Vec<PageRef>>>,
+    segments: SegmentTable,
+    next: AtomicU64,
+    page_loads: AtomicUsize,
+    index_loads: AtomicUsize,
+}
+
+impl MemorySource {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn id(&self) -> ObjectId {
+        ObjectId(u128::from(self.next.fetch_add(1, Ordering::Relaxed) + 1).to_be_bytes())
+    }
+
+    /// Pages and indexes loaded since the last call.
+    pub(super) fn take_loads(&self) -> (usize, usize) {
+        (self.page_loads.swap(0, Ordering::Relaxed), self.index_loads.swap(0, Ordering::Relaxed))
+    }
+
+    /// Makes an object unreadable from now on.
+    pub(super) fn delete(&self, id: ObjectId) {
+        self.pages.lock().unwrap().remove(&id);
+        self.indexes.lock().unwrap().remove(&id);
+    }
+
+    /// How many objects there are.
+    pub(super) fn objects(&self) -> usize {
+        self.pages.lock().unwrap().len() + self.indexes.lock().unwrap().len()
+    }
+}
+
+fn not_found(id: ObjectId) -> MapError {
+    MapError::Store(crate::store::StoreError::NotFound { key: id.to_string() })
+}
+
+#[async_trait]
+impl PageSource for MemorySource {
+    async fn page(&self, page: &PageRef, _: Access) -> Result<Arc<LoadedPage>, MapError> {
+        // Others run meanwhile, as they would while a store is asked.
+        tokio::task::yield_now().await;
+        self.page_loads.fetch_add(1, Ordering::Relaxed);
+        let extents = self.pages.lock().unwrap().get(&page.id).cloned().ok_or_else(|| not_found(page.id))?;
+        let loaded = LoadedPage::new(&extents, &self.segments);
+        Ok(Arc::new(loaded.map_err(|what| MapError::Damaged { volume: page.volume, id: page.id, what })?))
+    }
+
+    async fn index(&self, index: &IndexRef, _: Access) -> Result<Arc<[PageRef]>, MapError> {
+        tokio::task::yield_now().await;
+        self.index_loads.fetch_add(1, Ordering::Relaxed);
+        let pages = self.indexes.lock().unwrap().get(&index.id).cloned();
+        Ok(pages.ok_or_else(|| not_found(index.id))?.into())
+    }
+
+    async fn put_page(&self, extents: &[Extent]) -> Result<PageRef, MapError> {
+        tokio::task::yield_now().await;
+        LoadedPage::new(extents, &self.segments).expect("a page to put is valid");
+        let id = self.id();
+        self.pages.lock().unwrap().insert(id, extents.to_vec());
+        Ok(PageRef {
+            first_lba: extents[0].lba,
+            end_lba: extents[extents.len() - 1].end(),
+            volume: VOLUME,
+            id,
+            extents: extents.len() as u32,
+        })
+    }
+
+    async fn put_index(&self, pages: &[PageRef]) -> Result<IndexRef, MapError> {
+        tokio::task::yield_now().await;
+        assert!(pages.windows(2).all(|two| two[0].end_lba <= two[1].first_lba), "pages out of order");
+        let id = self.id();
+        self.indexes.lock().unwrap().insert(id, pages.to_vec());
+        Ok(IndexRef {
+            first_lba: pages[0].first_lba,
+            end_lba: pages[pages.len() - 1].end_lba,
+            volume: VOLUME,
+            id,
+            pages: pages.len() as u32,
+        })
+    }
+}
+
+/// The segment with this number.
+pub(super) fn segment(number: u64) -> SegmentRef {
+    SegmentRef {
+        volume: VOLUME,
+        birth: RecordNumber(number),
+        id: ObjectId(u128::from(number).to_be_bytes()),
+        kind: SegmentKind::Object,
+    }
+}
+
+/// `blocks` blocks at `lba`, at `offset` in a chunk of 16 of a segment.
+pub(super) fn extent(lba: u64, blocks: u32, number: u64, chunk: u32, offset: u8) -> Extent {
+    let location = Location {
+        segment: segment(number),
+        stored_offset: chunk * 70_000,
+        stored_len: 65_536 + 16,
+        codec: [Codec::Raw, Codec::Lz4, Codec::Zstd][(number % 3) as usize],
+        chunk_blocks: 16,
+        chunk_offset: offset,
+    };
+    Extent { lba, blocks, location: Some(location) }
+}
+
+/// A hole.
+pub(super) fn hole(lba: u64, blocks: u32) -> Extent {
+    Extent { lba, blocks, location: None }
+}
+
+/// What a map should be: where each block lies.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Model(pub(super) Vec<Option<Location>>);
+
+impl Model {
+    pub(super) fn empty(blocks: usize) -> Self {
+        Self(vec![None; blocks])
+    }
+
+    /// Overwrites.
+    pub(super) fn write(&mut self, extent: &Extent) {
+        for block in 0..extent.blocks {
+            self.0[extent.lba as usize + block as usize] = extent.location.map(|l| l.skip(block as u8));
+        }
+    }
+
+    /// What extents say about `range`, which they must cover in order and without a gap.
+    pub(super) fn of(range: Range<u64>, extents: &[Extent]) -> Self {
+        let mut blocks = Vec::new();
+        let mut lba = range.start;
+        for extent in extents {
+            assert_eq!(extent.check(), Ok(()));
+            assert_eq!(extent.lba, lba, "a gap or an overlap in {extents:?}");
+            blocks.extend((0..extent.blocks).map(|block| extent.location.map(|l| l.skip(block as u8))));
+            lba = extent.end();
+        }
+        assert_eq!(lba, range.end, "the answer does not reach the end");
+        Self(blocks)
+    }
+
+    /// The blocks of `range`.
+    pub(super) fn part(&self, range: Range<u64>) -> Self {
+        Self(self.0[range.start as usize..range.end as usize].to_vec())
+    }
+}
