@@ -97,18 +97,15 @@ pub fn entry(name: &str, recipe: &Recipe, make: impl FnOnce(&Path) -> Result<()>
 pub fn lock(path: &Path) -> Result<File> {
     let name = with_suffix(path, ".lock");
     let file = File::create(&name).named("create", &name)?;
-    interrupt::until(
-        &format!("lock {}", name.display()),
-        LOCK_LIMIT,
-        Duration::from_millis(200),
-        || match file.try_lock() {
+    interrupt::until(&format!("lock {}", name.display()), LOCK_LIMIT, Duration::from_millis(200), || {
+        match file.try_lock() {
             Ok(()) => Ok(Seen::Reached(())),
             Err(TryLockError::WouldBlock) => Ok(Seen::NotYet("held by another process".into())),
             Err(TryLockError::Error(source)) => {
                 Err(Error::File { action: "lock", path: name.clone(), source })
             }
-        },
-    )?;
+        }
+    })?;
     Ok(file)
 }
 

@@ -2,7 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{Result, cache::{self, Recipe}, packages, process::Cmd, report};
+use crate::{
+    Result,
+    cache::{self, Recipe},
+    packages,
+    process::Cmd,
+    report,
+};
 
 const SUITE: &str = "bookworm";
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -14,7 +20,10 @@ pub fn root(name: &str, include: &[&str]) -> Result<PathBuf> {
         report::step(&format!("Debian root for {name}"), || {
             Cmd::new("mmdebstrap")
                 .args(["--quiet", "--variant=minbase", "--format=tar"])
-                .args(["doc", "man", "locale", "info"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")))
+                .args(
+                    ["doc", "man", "locale", "info"]
+                        .map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")),
+                )
                 .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
                 .arg(format!("--include={}", include.join(",")))
                 .arg(SUITE)

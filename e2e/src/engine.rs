@@ -13,7 +13,12 @@ use std::{
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::{Error, Result, cache, error::Named, packages, process::{Cmd, is_in_path}};
+use crate::{
+    Error, Result, cache,
+    error::Named,
+    packages,
+    process::{Cmd, is_in_path},
+};
 
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
@@ -59,7 +64,8 @@ pub struct Build<'a> {
 impl Engine {
     /// Finds the engine of this machine, and installs podman if there is none and that is allowed.
     pub fn find() -> Result<Self> {
-        let docker = Cmd::new("docker").args(["version", "--format", "{{.Server.Version}}"]).limit(PROBE_LIMIT);
+        let docker =
+            Cmd::new("docker").args(["version", "--format", "{{.Server.Version}}"]).limit(PROBE_LIMIT);
         if is_in_path("docker") && docker.output().is_ok_and(|output| output.status.success()) {
             return Ok(Engine { kind: Kind::Docker });
         }

@@ -59,7 +59,11 @@ pub(crate) enum Woken {
 }
 
 /// Waits until `fd` is readable, the time is over (never, for `None`), or, if `interruptible`, a signal came.
-pub(crate) fn wait(fd: Option<BorrowedFd<'_>>, limit: Option<Duration>, interruptible: bool) -> io::Result<Woken> {
+pub(crate) fn wait(
+    fd: Option<BorrowedFd<'_>>,
+    limit: Option<Duration>,
+    interruptible: bool,
+) -> io::Result<Woken> {
     let deadline = limit.map(|limit| Instant::now() + limit);
     loop {
         let request = REQUEST.get().filter(|_| interruptible);

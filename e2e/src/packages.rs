@@ -2,7 +2,11 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use crate::{Error, Result, process::{Cmd, is_in_path}, report};
+use crate::{
+    Error, Result,
+    process::{Cmd, is_in_path},
+    report,
+};
 
 const INSTALL_LIMIT: Duration = Duration::from_secs(1200);
 static INSTALLING: Mutex<()> = Mutex::new(());
@@ -36,8 +40,10 @@ fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     if !is_in_path("dpkg-query") {
         return Ok(packages.to_vec());
     }
-    let known =
-        Cmd::new("dpkg-query").args(["-W", "-f", "${Package} ${db:Status-Status}\n"]).args(packages).output()?;
+    let known = Cmd::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
+        .args(packages)
+        .output()?;
     let installed = |package: &str| known.stdout.lines().any(|l| l == format!("{package} installed"));
     Ok(packages.iter().copied().filter(|package| !installed(package)).collect())
 }

@@ -22,9 +22,29 @@ const CONTAINERFILE: &str = include_str!("../../images/node/Containerfile");
 const NOTHING: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: none, namespace: kube-system}\n";
 
 const NODE_PACKAGES: &[&str] = &[
-    "systemd", "dbus", "conntrack", "iptables", "nftables", "iproute2", "ethtool", "util-linux", "mount", "kmod",
-    "pigz", "e2fsprogs", "xfsprogs", "bash", "ca-certificates", "curl", "jq", "procps", "containerd", "runc",
-    "containernetworking-plugins", "socat", "fuse3",
+    "systemd",
+    "dbus",
+    "conntrack",
+    "iptables",
+    "nftables",
+    "iproute2",
+    "ethtool",
+    "util-linux",
+    "mount",
+    "kmod",
+    "pigz",
+    "e2fsprogs",
+    "xfsprogs",
+    "bash",
+    "ca-certificates",
+    "curl",
+    "jq",
+    "procps",
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "socat",
+    "fuse3",
 ];
 const PROXY_PACKAGES: &[&str] = &["iptables", "nftables", "conntrack", "kmod"];
 
@@ -52,12 +72,8 @@ pub fn node(engine: &Engine) -> Result<String> {
             base(engine, "proxy", PROXY_PACKAGES)?;
             debian::root("node", NODE_PACKAGES)
         });
-        let programs = programs::build([
-            programs::KUBEADM,
-            programs::KUBELET,
-            programs::KUBECTL,
-            programs::CRICTL,
-        ])?;
+        let programs =
+            programs::build([programs::KUBEADM, programs::KUBELET, programs::KUBECTL, programs::CRICTL])?;
         programs::build(CLUSTER_PROGRAMS)?;
         programs::build(SIDECARS.map(|(program, _)| program))?;
         let root = root.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -75,7 +91,13 @@ fn recipe() -> Result<Recipe> {
         .part(Module::Tools.recipe()?.key()))
 }
 
-fn make(engine: &Engine, tag: &str, recipe: &str, root: &std::path::Path, programs: [PathBuf; 4]) -> Result<()> {
+fn make(
+    engine: &Engine,
+    tag: &str,
+    recipe: &str,
+    root: &std::path::Path,
+    programs: [PathBuf; 4],
+) -> Result<()> {
     let [kubeadm, kubelet, kubectl, crictl] = &programs;
     let mut images = cluster_images(engine, kubeadm)?;
     let pause = images.iter().find(|image| image.contains("/pause:")).cloned().unwrap_or_default();
@@ -84,7 +106,8 @@ fn make(engine: &Engine, tag: &str, recipe: &str, root: &std::path::Path, progra
     let context = Context::new()?;
     context.link("root.tar", root)?;
     context.copy_tree("files", &Module::Tools.source_of("sigs.k8s.io/kind")?.join("images/base/files"))?;
-    for (name, path) in [("kubeadm", kubeadm), ("kubelet", kubelet), ("kubectl", kubectl), ("crictl", crictl)] {
+    for (name, path) in [("kubeadm", kubeadm), ("kubelet", kubelet), ("kubectl", kubectl), ("crictl", crictl)]
+    {
         context.link(name, path)?;
     }
     context.write("none.yaml", NOTHING)?;

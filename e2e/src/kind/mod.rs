@@ -66,9 +66,12 @@ impl Cluster {
         if cluster.exists()? {
             let name = cluster.name.clone();
             cluster.keep();
-            return Err(Error::Machine(format!("cluster {name} exists; `cargo xtask cluster down` removes it")));
+            return Err(Error::Machine(format!(
+                "cluster {name} exists; `cargo xtask cluster down` removes it"
+            )));
         }
-        let image = if cluster.engine.reaches_registry() { None } else { Some(images::node(&cluster.engine)?) };
+        let image =
+            if cluster.engine.reaches_registry() { None } else { Some(images::node(&cluster.engine)?) };
         cluster.prepare_directory()?;
         report::step(&format!("cluster {name}"), || cluster.create(image.as_deref()))?;
         report::step("pod network", || network::connect(&cluster))?;
@@ -99,7 +102,13 @@ impl Cluster {
         let engine = Engine::find()?;
         let [kind, helm, kubectl] = programs::build([KIND, HELM, KUBECTL])?;
         let directory = cache::root()?.join("clusters").join(name);
-        Ok(Cluster { name: name.into(), engine, directory, programs: Programs { kind, helm, kubectl }, is_kept })
+        Ok(Cluster {
+            name: name.into(),
+            engine,
+            directory,
+            programs: Programs { kind, helm, kubectl },
+            is_kept,
+        })
     }
 
     /// Whether kind knows a cluster of this name.
@@ -251,7 +260,11 @@ impl Cluster {
             path.push(":");
         }
         path.push(std::env::var_os("PATH").unwrap_or_default());
-        self.engine.environment(Cmd::new(shell)).env("KUBECONFIG", self.kubeconfig()).env("PATH", path).interact()
+        self.engine
+            .environment(Cmd::new(shell))
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("PATH", path)
+            .interact()
     }
 }
 

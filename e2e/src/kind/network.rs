@@ -25,7 +25,10 @@ pub(super) fn connect(cluster: &Cluster) -> Result<()> {
             .input(plugins(&node.pods).to_string())
             .run()?;
         for other in nodes.iter().filter(|other| other.name != node.name) {
-            cluster.exec(&node.name).args(["ip", "route", "replace", &other.pods, "via", &other.address]).run()?;
+            cluster
+                .exec(&node.name)
+                .args(["ip", "route", "replace", &other.pods, "via", &other.address])
+                .run()?;
         }
     }
     let timeout = format!("--timeout={}s", READY_LIMIT.as_secs());

@@ -36,7 +36,9 @@ pub(super) fn create_bucket(endpoint: &str, bucket: &str, key: &str, secret: &st
         .run()?;
     match output.stdout.trim() {
         "200" | "409" => Ok(()),
-        status => Err(crate::Error::Answer { from: format!("making bucket {bucket}"), answer: status.into() }),
+        status => {
+            Err(crate::Error::Answer { from: format!("making bucket {bucket}"), answer: status.into() })
+        }
     }
 }
 

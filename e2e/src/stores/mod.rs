@@ -102,10 +102,8 @@ impl Location {
     /// The pool file that names this place.
     pub fn pool_file(&self) -> Result<String> {
         // JSON is YAML too.
-        serde_json::to_string_pretty(self).map_err(|error| Error::Answer {
-            from: "writing a pool file".into(),
-            answer: error.to_string(),
-        })
+        serde_json::to_string_pretty(self)
+            .map_err(|error| Error::Answer { from: "writing a pool file".into(), answer: error.to_string() })
     }
 
     fn s3(endpoint: String, prefix: &str, key: &str, secret: &str) -> Self {
