@@ -28,7 +28,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -216,7 +216,7 @@ impl Shared {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let mut service = Box::pin(self.clone().serve(slot, queue));
             // A service that does not end at once is polled again by the runtime, with a waker of its own.
-            if let Poll::Pending = service.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            if service.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
                 runtime.spawn(service);
             }
         }

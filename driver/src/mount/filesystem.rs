@@ -123,10 +123,14 @@ pub async fn format(fs_type: FsType, device: &Path) -> Result<(), MountError> {
 /// Repairs what can be repaired without a question. xfs replays its log when it is mounted, and refuses to
 /// mount what is damaged.
 pub async fn preen(fs_type: FsType, device: &Path) -> Result<(), MountError> {
-    if fs_type == FsType::Xfs {
-        return Ok(());
+    match fs_type {
+        FsType::Ext4 => check_ext4(&["-p"], device).await,
+        FsType::Xfs => Ok(()),
     }
-    let output = run("e2fsck", (&["-p"][..], device), CHECK_LIMIT).await?;
+}
+
+async fn check_ext4(options: &[&str], device: &Path) -> Result<(), MountError> {
+    let output = run("e2fsck", (options, device), CHECK_LIMIT).await?;
     match output.code {
         // Clean, or corrected.
         Some(0..=2) => Ok(()),
@@ -135,12 +139,26 @@ pub async fn preen(fs_type: FsType, device: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Grows a mounted file system to its device's size.
+/// Grows a mounted file system to its device's size, if it is smaller.
 pub async fn grow(fs_type: FsType, device: &Path, mount_point: &Path) -> Result<(), MountError> {
     let output = match fs_type {
         FsType::Ext4 => run("resize2fs", (&[][..], device), GROW_LIMIT).await?,
         FsType::Xfs => run("xfs_growfs", (&["-d"][..], mount_point), GROW_LIMIT).await?,
     };
+    match output.code {
+        Some(0) => Ok(()),
+        // resize2fs has one exit code; these are its words for EPERM.
+        _ if output.detail().contains("Permission denied to resize") => {
+            Err(MountError::GrowNotPermitted { target: mount_point.into() })
+        }
+        _ => Err(output.error()),
+    }
+}
+
+/// Grows an ext4 that is not mounted, which the kernel has no say in. Reads all its metadata.
+pub async fn grow_unmounted_ext4(device: &Path) -> Result<(), MountError> {
+    check_ext4(&["-f", "-p"], device).await?;
+    let output = run("resize2fs", (&[][..], device), GROW_LIMIT).await?;
     if output.code == Some(0) { Ok(()) } else { Err(output.error()) }
 }
 

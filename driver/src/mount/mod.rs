@@ -38,7 +38,8 @@ pub struct FsSpec {
 /// as asked is a success.
 #[async_trait]
 pub trait Mounter: Send + Sync + 'static {
-    /// Formats the device if it is empty, checks its file system, and mounts it at `target`, which is made.
+    /// Formats the device if it is empty, checks its file system, mounts it at `target`, which is made, and
+    /// grows it if the device has become larger (a volume made from a smaller snapshot).
     ///
     /// # Errors
     /// [`MountError::Unformatted`] for an empty device when `read_only`; [`MountError::OtherFileSystem`];
@@ -73,7 +74,7 @@ pub trait Mounter: Send + Sync + 'static {
     /// Makes the file system mounted at `target` as large as its device.
     ///
     /// # Errors
-    /// [`MountError::NotMounted`]; [`MountError::Tool`].
+    /// [`MountError::NotMounted`]; [`MountError::GrowNotPermitted`]; [`MountError::Tool`].
     async fn grow(&self, target: &Path) -> Result<(), MountError>;
 
     /// Space and inodes of the file system at `path`.
@@ -142,6 +143,16 @@ pub enum MountError {
     #[error("no file system of a volume is mounted at {}", target.display())]
     NotMounted {
         /// Where.
+        target: PathBuf,
+    },
+    /// ext4 cannot be grown while it is mounted.
+    #[error(
+        "growing the mounted ext4 at {} needs CAP_SYS_RESOURCE, which this node does not have; it grows when \
+         the volume is staged again (delete its pod)",
+        target.display()
+    )]
+    GrowNotPermitted {
+        /// Where it is mounted.
         target: PathBuf,
     },
     /// The path is no block device.

@@ -75,10 +75,19 @@ impl Mounter for SystemMounter {
             filesystem::preen(spec.fs_type, device).await?;
         }
         make_directory(target)?;
-        let options = mount_options(spec);
-        let arguments = ["-t", spec.fs_type.as_str(), "-o", options.as_str()];
-        let output = run("mount", (&arguments[..], device, target), MOUNT_LIMIT).await?;
-        if output.code == Some(0) { Ok(()) } else { Err(output.error()) }
+        mount_device(device, target, spec).await?;
+        if spec.read_only {
+            return Ok(());
+        }
+        match filesystem::grow(spec.fs_type, device, target).await {
+            Err(MountError::GrowNotPermitted { .. }) => {
+                self.unmount_layers(target, Unmount::IfUnused).await?;
+                filesystem::grow_unmounted_ext4(device).await?;
+                make_directory(target)?;
+                mount_device(device, target, spec).await
+            }
+            grown => grown,
+        }
     }
 
     async fn bind(&self, source: &Path, target: &Path, read_only: bool) -> Result<(), MountError> {
@@ -132,6 +141,13 @@ impl Mounter for SystemMounter {
     async fn mounted(&self, target: &Path) -> Result<Option<Mount>, MountError> {
         mount_at(target)
     }
+}
+
+async fn mount_device(device: &Path, target: &Path, spec: &FsSpec) -> Result<(), MountError> {
+    let options = mount_options(spec);
+    let arguments = ["-t", spec.fs_type.as_str(), "-o", options.as_str()];
+    let output = run("mount", (&arguments[..], device, target), MOUNT_LIMIT).await?;
+    if output.code == Some(0) { Ok(()) } else { Err(output.error()) }
 }
 
 /// The user's options come last but cannot undo `ro`: the device of a read-only volume refuses writes anyway.

@@ -1,0 +1,312 @@
+//! The death of the node process: a child serves a volume and is killed; another goes on.
+//!
+//! The test binary starts itself as that child (its role is in the environment), so it has its own `main`.
+
+mod common;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{LIMIT, Node, eventually, offload};
+use holdfast_driver::frontend::memory::MemoryDevice;
+use holdfast_driver::frontend::slots::MAX_WRITE_BYTES;
+use holdfast_driver::frontend::{BlockDevice, DeviceError, FrontEnd, Incarnation, Region};
+use holdfast_driver::keeper::Link;
+use holdfast_driver::keeper::protocol::Name;
+
+const ROLE: &str = "HOLDFAST_TEST_ROLE";
+const SIZE: usize = 256 << 20;
+const KILLS: usize = 12;
+
+fn main() -> ExitCode {
+    match std::env::var(ROLE).as_deref() {
+        Ok("serve") => serve(false),
+        Ok("serve-stuck") => serve(true),
+        Ok(role) => panic!("unknown role {role}"),
+        Err(_) => run_all(),
+    }
+}
+
+/// What a test harness does: runs the tests whose names match the arguments.
+fn run_all() -> ExitCode {
+    let tests: [(&str, fn()); 5] = [
+        ("io_survives_kills_under_verifying_fio", io_survives_kills_under_verifying_fio),
+        ("a_waiting_write_is_served_from_its_slot_without_resend", slot_without_resend),
+        ("a_waiting_write_is_served_from_its_slot_with_resend", slot_with_resend),
+        ("an_answered_request_in_a_slot_is_not_served_again", answered_slot),
+        ("a_stack_without_a_loop_device_gets_one_when_adopted", missing_loop_device),
+    ];
+    let filters: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let mut failed = false;
+    for (name, test) in tests {
+        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
+            continue;
+        }
+        let passed = std::panic::catch_unwind(test).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed |= !passed;
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// A device whose writes begin and never end.
+struct Stuck(MemoryDevice);
+
+#[async_trait]
+impl BlockDevice for Stuck {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError> {
+        self.0.read(offset, len).await
+    }
+
+    async fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {
+        say("stuck");
+        std::future::pending().await
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.0.discard(offset, len).await
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        self.0.flush().await
+    }
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).expect("the test reads our output");
+}
+
+/// The child: a node process with one volume. It says where the volume is and serves it until it is killed.
+fn serve(stuck: bool) -> ExitCode {
+    let dir = PathBuf::from(std::env::var("HOLDFAST_TEST_DIR").unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let _incarnation = Incarnation::begin(&dir, LIMIT).await.unwrap();
+        let link = Link::connect(&dir.join("keeper.sock"), LIMIT).unwrap();
+        let front_end = FrontEnd::new(dir.join("volumes"), link, offload());
+        let region = match front_end.adopt_dirty_region("volume").await.unwrap() {
+            Some((region, _)) => region,
+            None => front_end.create_dirty_region("volume", SIZE, String::new()).await.unwrap(),
+        };
+        let memory = MemoryDevice::new(region);
+        let device: Arc<dyn BlockDevice> = if stuck { Arc::new(Stuck(memory)) } else { Arc::new(memory) };
+        let stack = match front_end.saved("volume").await.unwrap() {
+            Some(saved) => front_end.adopt(saved, device).await.unwrap(),
+            None => front_end.create("volume", device, String::new()).await.unwrap(),
+        };
+        let counts = stack.counts();
+        say(&format!("ready {} adopted {}", stack.loop_path().display(), counts.adopted));
+        let wait = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]));
+        wait.await.unwrap().unwrap();
+        say(&format!("resent {}", stack.counts().resent));
+        stack.teardown().await.unwrap();
+    });
+    ExitCode::SUCCESS
+}
+
+/// The child, seen from the test. Dropping it kills it.
+struct NodeProcess {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl NodeProcess {
+    fn start(node: &Node, role: &str) -> NodeProcess {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .env(ROLE, role)
+            .env("HOLDFAST_TEST_DIR", node.path(""))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        NodeProcess { child, output }
+    }
+
+    fn next_line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the node process ended");
+        line.trim().to_owned()
+    }
+
+    /// Waits until the volume is served; returns its loop device and how many requests came from slots.
+    fn ready(&mut self) -> (PathBuf, u64) {
+        let line = self.next_line();
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["ready", device, "adopted", adopted] = words[..] else { panic!("unexpected: {line}") };
+        (device.into(), adopted.parse().unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Has the volume removed in good order; returns how many requests the kernel had sent again.
+    fn finish(mut self) -> u64 {
+        drop(self.child.stdin.take());
+        let line = self.next_line();
+        assert!(self.child.wait().unwrap().success());
+        line.strip_prefix("resent ").expect("the child's last words").parse().unwrap()
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn io_survives_kills_under_verifying_fio() {
+    let node = Node::start();
+    let mut process = NodeProcess::start(&node, "serve");
+    let (device, _) = process.ready();
+    let fio = Command::new("fio")
+        .args(["--name=takeover", "--direct=1", "--rw=randwrite", "--bs=4k", "--iodepth=16"])
+        .args(["--ioengine=libaio", "--size=200m", "--time_based", "--runtime=12", "--verify=crc32c"])
+        .args(["--verify_backlog=2048", "--verify_fatal=1", "--output-format=json"])
+        .arg(format!("--filename={}", device.display()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut adopted, mut takeover) = (0, Duration::ZERO);
+    for _ in 0..KILLS {
+        // Time for the load to run; a kill must come at an arbitrary moment.
+        std::thread::sleep(Duration::from_millis(600));
+        let killed = Instant::now();
+        process.kill();
+        process = NodeProcess::start(&node, "serve");
+        let (again, from_slots) = process.ready();
+        assert_eq!(again, device);
+        adopted += from_slots;
+        takeover = takeover.max(killed.elapsed());
+    }
+    let output = fio.wait_with_output().unwrap();
+    assert!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stdout));
+    let resent = process.finish();
+
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let job = &report["jobs"][0];
+    assert_eq!(job["error"], 0);
+    assert!(job["read"]["total_ios"].as_u64().unwrap() > 10_000, "fio verified too little");
+    let stall_ns = ["read", "write"].map(|kind| job[kind]["clat_ns"]["max"].as_u64().unwrap());
+    let stall = Duration::from_nanos(stall_ns[0].max(stall_ns[1]));
+    println!(
+        "{KILLS} kills, 0 errors, {} writes and {} verifying reads; longest stall {stall:?}, longest takeover \
+         {takeover:?}; {adopted} requests served from slots, {resent} sent again to the last process",
+        job["write"]["total_ios"], job["read"]["total_ios"],
+    );
+    assert!(stall < Duration::from_secs(5), "the longest stall was {stall:?}");
+}
+
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+fn write_page(device: PathBuf, byte: u8, offset: u64) -> std::thread::JoinHandle<std::io::Result<()>> {
+    std::thread::spawn(move || {
+        let file = File::options().write(true).custom_flags(libc::O_DIRECT).open(device)?;
+        file.write_all_at(&Page([byte; 4096]).0, offset)
+    })
+}
+
+fn read_page(device: &PathBuf, offset: u64) -> [u8; 4096] {
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(device).unwrap();
+    let mut page = Page([0; 4096]);
+    file.read_exact_at(&mut page.0, offset).unwrap();
+    page.0
+}
+
+/// Kills a process that has taken a write and not answered it; the next one serves it from its slot.
+fn slot_is_served(resend: bool) -> u64 {
+    let node = Node::start();
+    let mut first = NodeProcess::start(&node, "serve-stuck");
+    let (device, _) = first.ready();
+    let writer = write_page(device.clone(), 0x5a, 8192);
+    assert_eq!(first.next_line(), "stuck");
+    first.kill();
+    if !resend {
+        let link = node.link();
+        let name = Name::new("volume", "stack");
+        let entry = link.get(&name).unwrap().unwrap();
+        let fds: Vec<_> = entry.fds.iter().map(AsFd::as_fd).collect();
+        let metadata = entry.metadata.replace(r#""resend":true"#, r#""resend":false"#);
+        assert_ne!(metadata, entry.metadata, "this kernel is older than 6.9; the replacement is not needed");
+        link.put(name, metadata, &fds).unwrap();
+    }
+    let mut second = NodeProcess::start(&node, "serve");
+    let (again, adopted) = second.ready();
+    assert_eq!((again, adopted), (device.clone(), 1));
+    writer.join().unwrap().unwrap();
+    assert!(read_page(&device, 8192).iter().all(|&byte| byte == 0x5a));
+    second.finish()
+}
+
+fn slot_without_resend() {
+    assert_eq!(slot_is_served(false), 0);
+}
+
+fn slot_with_resend() {
+    assert_eq!(slot_is_served(true), 0, "what was served from a slot is not sent again");
+}
+
+/// A process may die between a reply and the clearing of the slot. Were the write served again, it would undo
+/// what was written to the same place since.
+fn answered_slot() {
+    const SLOT_BYTES: usize = 4096 + MAX_WRITE_BYTES;
+    let node = Node::start();
+    let mut first = NodeProcess::start(&node, "serve");
+    let (device, _) = first.ready();
+    write_page(device.clone(), 0x77, 0).join().unwrap().unwrap();
+
+    let entry = node.link().get(&Name::new("volume", "stack")).unwrap().unwrap();
+    let slots = Region::adopt(entry.fds.into_iter().next_back().unwrap()).unwrap();
+    let mut old = Vec::new();
+    old.extend((40u32 + 40 + 4096).to_ne_bytes());
+    old.extend(16u32.to_ne_bytes());
+    for word in [4u64, 2, 0, 0, /* fuse_write_in */ 0, 0, 4096, 0, 0] {
+        old.extend(word.to_ne_bytes());
+    }
+    old.resize(40 + 40, 0);
+    old.resize(40 + 40 + 4096, 0x11);
+    slots.write_at(4096 + 60 * SLOT_BYTES - 80 - MAX_WRITE_BYTES, &old);
+    first.kill();
+
+    let mut second = NodeProcess::start(&node, "serve");
+    assert_eq!(second.ready(), (device.clone(), 0));
+    assert!(read_page(&device, 0).iter().all(|&byte| byte == 0x77));
+    second.finish();
+}
+
+/// The process dies after the keeper knows the connection and before the loop device is there.
+fn missing_loop_device() {
+    let node = Node::start();
+    let mut first = NodeProcess::start(&node, "serve");
+    let (device, _) = first.ready();
+    write_page(device.clone(), 0x42, 0).join().unwrap().unwrap();
+    let number = holdfast_driver::loopdev::number_of(&device).unwrap();
+    let backing = holdfast_driver::loopdev::backing_of(number).unwrap().unwrap();
+    holdfast_driver::loopdev::detach(backing, false).unwrap();
+    eventually("the removal", || holdfast_driver::loopdev::find(backing).unwrap().is_none());
+    first.kill();
+
+    let mut second = NodeProcess::start(&node, "serve");
+    let (device, _) = second.ready();
+    assert!(read_page(&device, 0).iter().all(|&byte| byte == 0x42));
+    second.finish();
+}
