@@ -36,7 +36,7 @@ fn read_back(
     for extent in extents {
         let location = extent.location.expect("data has a place");
         let range = location.stored_offset as usize..(location.stored_offset + location.stored_len) as usize;
-        let chunk = decode_chunk(object.slice(range), &location, key).unwrap();
+        let chunk = decode_chunk(object.slice(range), &location, key).expect("the chunk is intact");
         assert_eq!(chunk.len(), usize::from(location.chunk_blocks) * BLOCK);
         let mine = chunk.chunks(BLOCK).skip(usize::from(location.chunk_offset));
         blocks.extend((extent.lba..extent.end()).zip(mine.map(<[u8]>::to_vec)));
