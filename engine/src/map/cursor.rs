@@ -100,7 +100,11 @@ impl RunCursor {
     }
 
     /// The first page that ends after `lba`.
-    async fn page_from(&mut self, reading: &Reading, mut lba: u64) -> Result<Option<PageRef>, MapError> {
+    pub(super) async fn page_from(
+        &mut self,
+        reading: &Reading,
+        mut lba: u64,
+    ) -> Result<Option<PageRef>, MapError> {
         'next: loop {
             if let Some(index) = self.finder.index_from(lba) {
                 let same = |other: &PageFinder| {
@@ -124,7 +128,11 @@ impl RunCursor {
     }
 
     /// Loads a page, and those after it that the reading asks for at once.
-    async fn load(&mut self, reading: &Reading, page: PageRef) -> Result<Arc<LoadedPage>, MapError> {
+    pub(super) async fn load(
+        &mut self,
+        reading: &Reading,
+        page: PageRef,
+    ) -> Result<Arc<LoadedPage>, MapError> {
         if let Some((_, loaded)) = self.loaded.iter().find(|(id, _)| *id == page.id) {
             return Ok(loaded.clone());
         }

@@ -5,23 +5,32 @@
 //! it hides the older ones. A [`Checkpoint`] writes memtables as new runs. Pages load on demand, so a map takes as
 //! little memory as its reader likes, and opening one loads nothing.
 
+mod checkpoint;
+mod compact;
 mod cursor;
+mod diff;
 mod extent;
 mod head;
 mod memtable;
 mod packed;
 mod page;
+mod run;
 mod source;
 mod stored;
 mod view;
+mod walk;
 
+pub use checkpoint::Checkpoint;
+pub use compact::{Compaction, Compactor};
+pub use diff::Diff;
 pub use extent::{Extent, LBA_MAX, Location, SegmentKind, SegmentRef};
 pub use head::Map;
 pub use memtable::Memtable;
 pub use page::{LoadedPage, SegmentTable};
-pub use source::{Access, MapError, PageSource};
-pub use stored::{IndexRef, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
+pub use source::{Access, MapError, PageLimits, PageSource};
+pub use stored::{IndexRef, MapObject, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
 pub use view::{Layer, MapView};
+pub use walk::{Walk, live_blocks, map_objects};
 
 #[cfg(test)]
 mod testing;

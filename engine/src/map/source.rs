@@ -41,12 +41,35 @@ pub enum Access {
     Scan,
 }
 
+/// How large the objects of a map may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimits {
+    /// Bytes of a page, reckoned as 24 for an extent, and once for each name that the page mentions 32 for a segment
+    /// and 16 for a volume.
+    pub page_bytes: usize,
+    /// Pages that an index lists.
+    pub index_pages: usize,
+    /// A run with more pages has indexes. Fewer are listed in the root itself, which every checkpoint writes anew.
+    pub inline_pages: usize,
+}
+
+impl Default for PageLimits {
+    fn default() -> Self {
+        Self { page_bytes: 60 << 10, index_pages: 1024, inline_pages: 64 }
+    }
+}
+
 /// Reads the pages of a volume's map, its own and its ancestors', and writes new ones of its own.
 ///
 /// Pages and indexes never change; an implementation caches them, and loads one once however many wait for it. A put
 /// that returns is durable. Objects that nothing names in the end are garbage for the collector.
 #[async_trait]
 pub trait PageSource: Send + Sync + Debug {
+    /// How large new objects may get.
+    fn limits(&self) -> PageLimits {
+        PageLimits::default()
+    }
+
     /// Loads a page.
     async fn page(&self, page: &PageRef, access: Access) -> Result<Arc<LoadedPage>, MapError>;
 
@@ -56,6 +79,6 @@ pub trait PageSource: Send + Sync + Debug {
     /// Stores `extents` (sorted, not overlapping, at least one, within the limits of a page) as a new page.
     async fn put_page(&self, extents: &[Extent]) -> Result<PageRef, MapError>;
 
-    /// Stores a list of pages (sorted, not overlapping, 1 to 1,024) as a new index.
+    /// Stores a list of pages (sorted, not overlapping, at least one, within the limits) as a new index.
     async fn put_index(&self, pages: &[PageRef]) -> Result<IndexRef, MapError>;
 }

@@ -33,6 +33,27 @@ pub struct IndexRef {
     pub pages: u32,
 }
 
+/// A page or an index, `volumes/VOL/map/ID`, as something to keep or to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MapObject {
+    /// The volume that owns the object.
+    pub volume: VolumeId,
+    /// Its id.
+    pub id: ObjectId,
+}
+
+impl From<&PageRef> for MapObject {
+    fn from(page: &PageRef) -> Self {
+        Self { volume: page.volume, id: page.id }
+    }
+}
+
+impl From<&IndexRef> for MapObject {
+    fn from(index: &IndexRef) -> Self {
+        Self { volume: index.volume, id: index.id }
+    }
+}
+
 /// A sorted run of the map: its pages do not overlap. A newer run hides the older ones where it says anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunRef {
@@ -40,6 +61,16 @@ pub enum RunRef {
     Pages(Vec<PageRef>),
     /// A large run: index pages over its pages.
     Indexed(Vec<IndexRef>),
+}
+
+impl RunRef {
+    /// How many pages it has.
+    pub fn pages(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.len(),
+            Self::Indexed(indexes) => indexes.iter().map(|index| index.pages as usize).sum(),
+        }
+    }
 }
 
 /// A volume that this one descends from, whose objects the map may name.

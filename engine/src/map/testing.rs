@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 
 use super::{
-    Access, Extent, IndexRef, LoadedPage, Location, MapError, PageRef, PageSource, SegmentKind, SegmentRef,
-    SegmentTable,
+    Access, Extent, IndexRef, LoadedPage, Location, MapError, PageLimits, PageRef, PageSource, SegmentKind,
+    SegmentRef, SegmentTable,
 };
 use crate::codec::Codec;
 use crate::ids::{ObjectId, RecordNumber, VolumeId};
@@ -20,6 +20,7 @@ pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 /// Keeps pages in memory and counts loads.
 #[derive(Debug, Default)]
 pub(super) struct MemorySource {
+    limits: PageLimits,
     pages: Mutex<BTreeMap<ObjectId, Vec<Extent>>>,
     indexes: Mutex<BTreeMap<ObjectId, Vec<PageRef>>>,
     segments: SegmentTable,
@@ -31,6 +32,12 @@ pub(super) struct MemorySource {
 impl MemorySource {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// Makes pages of a dozen extents, and indexes of a few pages, so that small maps have many.
+    pub(super) fn with_small_pages() -> Arc<Self> {
+        let limits = PageLimits { page_bytes: 400, index_pages: 5, inline_pages: 3 };
+        Arc::new(Self { limits, ..Self::default() })
     }
 
     fn id(&self) -> ObjectId {
@@ -60,6 +67,10 @@ fn not_found(id: ObjectId) -> MapError {
 
 #[async_trait]
 impl PageSource for MemorySource {
+    fn limits(&self) -> PageLimits {
+        self.limits
+    }
+
     async fn page(&self, page: &PageRef, _: Access) -> Result<Arc<LoadedPage>, MapError> {
         // Others run meanwhile, as they would while a store is asked.
         tokio::task::yield_now().await;
@@ -79,6 +90,7 @@ impl PageSource for MemorySource {
     async fn put_page(&self, extents: &[Extent]) -> Result<PageRef, MapError> {
         tokio::task::yield_now().await;
         LoadedPage::new(extents, &self.segments).expect("a page to put is valid");
+        assert!(extents.len() * 24 <= self.limits.page_bytes, "a page too large");
         let id = self.id();
         self.pages.lock().unwrap().insert(id, extents.to_vec());
         Ok(PageRef {
@@ -92,6 +104,7 @@ impl PageSource for MemorySource {
 
     async fn put_index(&self, pages: &[PageRef]) -> Result<IndexRef, MapError> {
         tokio::task::yield_now().await;
+        assert!((1..=self.limits.index_pages).contains(&pages.len()), "an index too large");
         assert!(pages.windows(2).all(|two| two[0].end_lba <= two[1].first_lba), "pages out of order");
         let id = self.id();
         self.indexes.lock().unwrap().insert(id, pages.to_vec());

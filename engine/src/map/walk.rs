@@ -1,0 +1,67 @@
+//! Walking all of a map, for the collector.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::cursor::{MapCursor, Reading};
+use super::{Extent, Layer, MapError, MapObject, MapView, RunRef, SegmentRef};
+
+/// Yields all data that a map names, in order, with a few pages of each run in memory.
+#[derive(Debug)]
+pub struct Walk {
+    cursor: MapCursor,
+    lba: u64,
+}
+
+impl Walk {
+    /// A walk from block 0.
+    pub fn new(view: &MapView) -> Self {
+        Self { cursor: view.cursor(Reading::sequential(view.source().clone())), lba: 0 }
+    }
+
+    /// The next extents, at least one; all with a location. None at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<Extent>>, MapError> {
+        while let Some(window) = self.cursor.window(self.lba).await? {
+            self.lba = window.end;
+            let mut extents = self.cursor.resolve(window).await?;
+            extents.retain(|extent| extent.location.is_some());
+            if !extents.is_empty() {
+                return Ok(Some(extents));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// How many blocks of each segment the map names. A block that several places of the map name counts as often.
+pub async fn live_blocks(view: &MapView) -> Result<BTreeMap<SegmentRef, u64>, MapError> {
+    let mut live = BTreeMap::new();
+    let mut walk = Walk::new(view);
+    while let Some(extents) = walk.next().await? {
+        for extent in extents {
+            if let Some(location) = extent.location {
+                *live.entry(location.segment).or_default() += u64::from(extent.blocks);
+            }
+        }
+    }
+    Ok(live)
+}
+
+/// The pages and indexes that the map consists of. Loads the indexes, and no page.
+pub async fn map_objects(view: &MapView) -> Result<BTreeSet<MapObject>, MapError> {
+    let reading = Reading::scan(view.source().clone());
+    let mut objects = BTreeSet::new();
+    for layer in view.layers() {
+        let Layer::Run(run) = layer else { continue };
+        match &**run {
+            RunRef::Pages(pages) => objects.extend(pages.iter().map(MapObject::from)),
+            RunRef::Indexed(indexes) => {
+                for index in indexes {
+                    objects.insert(index.into());
+                    let pages = reading.source.index(index, reading.access).await?;
+                    objects.extend(pages.iter().map(MapObject::from));
+                }
+            }
+        }
+    }
+    Ok(objects)
+}
