@@ -1,5 +1,6 @@
 //! Reading layers from a place onwards: one page of each run in hand, whatever the size of the map.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -39,12 +40,13 @@ impl Reading {
 #[derive(Debug)]
 pub(super) struct PageFinder {
     run: Arc<RunRef>,
-    listed: Option<(ObjectId, Arc<[PageRef]>)>,
+    /// The last two indexes: who reads ahead comes back.
+    listed: [Option<(ObjectId, Arc<[PageRef]>)>; 2],
 }
 
 impl PageFinder {
     pub(super) fn new(run: Arc<RunRef>) -> Self {
-        Self { run, listed: None }
+        Self { run, listed: [None, None] }
     }
 
     /// The first page that ends after `lba`.
@@ -58,14 +60,14 @@ impl PageFinder {
             return Ok(first(pages));
         }
         let Some(index) = self.index_from(lba) else { return Ok(None) };
-        let pages = match &self.listed {
-            Some((id, pages)) if *id == index.id => pages,
-            _ => {
-                let pages = reading.source.index(&index, reading.access).await?;
-                &self.listed.insert((index.id, pages)).1
-            }
-        };
-        Ok(first(pages))
+        if let Some((_, pages)) = self.listed.iter().flatten().find(|(id, _)| *id == index.id) {
+            return Ok(first(pages));
+        }
+        let pages = reading.source.index(&index, reading.access).await?;
+        let found = first(&pages);
+        self.listed.swap(0, 1);
+        self.listed[0] = Some((index.id, pages));
+        Ok(found)
     }
 
     /// The first index that ends after `lba`, in a run that has indexes.
@@ -85,26 +87,43 @@ pub(super) struct RunCursor {
     finder: PageFinder,
     /// Pages that any of these runs has too are stepped over.
     except: Vec<PageFinder>,
+    /// The last answers to "which page ends after", with the blocks that they were asked for.
+    known: VecDeque<(u64, Option<PageRef>)>,
     loaded: Vec<(ObjectId, Arc<LoadedPage>)>,
 }
 
 impl RunCursor {
     pub(super) fn new(run: Arc<RunRef>) -> Self {
-        Self { finder: PageFinder::new(run), except: Vec::new(), loaded: Vec::new() }
+        Self::except(run, &[])
     }
 
     /// Reads only the pages that none of `others` has.
     pub(super) fn except(run: Arc<RunRef>, others: &[Arc<RunRef>]) -> Self {
         let except = others.iter().cloned().map(PageFinder::new).collect();
-        Self { finder: PageFinder::new(run), except, loaded: Vec::new() }
+        Self { finder: PageFinder::new(run), except, known: VecDeque::new(), loaded: Vec::new() }
     }
 
     /// The first page that ends after `lba`.
     pub(super) async fn page_from(
         &mut self,
         reading: &Reading,
-        mut lba: u64,
+        lba: u64,
     ) -> Result<Option<PageRef>, MapError> {
+        let answers = |(asked, page): &&(u64, Option<PageRef>)| {
+            *asked <= lba && page.is_none_or(|page| lba < page.end_lba)
+        };
+        if let Some((_, page)) = self.known.iter().find(answers) {
+            return Ok(*page);
+        }
+        let page = self.find(reading, lba).await?;
+        if self.known.len() > 2 * reading.pages_at_once {
+            self.known.pop_front();
+        }
+        self.known.push_back((lba, page));
+        Ok(page)
+    }
+
+    async fn find(&mut self, reading: &Reading, mut lba: u64) -> Result<Option<PageRef>, MapError> {
         'next: loop {
             if let Some(index) = self.finder.index_from(lba) {
                 let same = |other: &PageFinder| {

@@ -33,4 +33,6 @@ pub use view::{Layer, MapView};
 pub use walk::{Walk, live_blocks, map_objects};
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod testing;
