@@ -1,5 +1,7 @@
 //! The keeper as a process: what it holds, refuses, and how its client survives its death.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::File;

@@ -1,5 +1,7 @@
 //! The whole stack over a device in memory: file systems, discard, growing, use by others, and its end.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::File;

@@ -2,6 +2,8 @@
 //!
 //! The test binary starts itself as that child (its role is in the environment), so it has its own `main`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::File;
