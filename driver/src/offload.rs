@@ -84,7 +84,7 @@ pub enum Operation {
         /// Any path in it.
         path: PathBuf,
     },
-    /// Reads the beginning and the end of a block device; answers its size in bytes.
+    /// Reads the beginning and the end of a block device; answers a [`DeviceProbe`].
     ProbeDevice {
         /// The device.
         path: PathBuf,
@@ -116,6 +116,13 @@ pub struct FsStats {
     pub total_inodes: u64,
     /// Inodes that are free.
     pub free_inodes: u64,
+}
+
+/// What the first look at a block device shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceProbe {
+    /// It holds an xfs whose making was interrupted.
+    pub unfinished_xfs: bool,
 }
 
 /// Why an offloaded operation has no result.
@@ -297,15 +304,21 @@ fn stats(path: &Path) -> io::Result<FsStats> {
     })
 }
 
-fn probe(path: &Path) -> io::Result<u64> {
+fn probe(path: &Path) -> io::Result<DeviceProbe> {
     use std::io::{Read, Seek, SeekFrom};
     const PROBE_BYTES: u64 = 1 << 20;
     let mut device = std::fs::File::open(path)?;
     let size = device.seek(SeekFrom::End(0))?;
     let mut buffer = vec![0; PROBE_BYTES.min(size) as usize];
-    for start in [0, size.saturating_sub(PROBE_BYTES)] {
-        device.seek(SeekFrom::Start(start))?;
-        device.read_exact(&mut buffer)?;
-    }
-    Ok(size)
+    device.seek(SeekFrom::Start(size.saturating_sub(PROBE_BYTES)))?;
+    device.read_exact(&mut buffer)?;
+    device.rewind()?;
+    device.read_exact(&mut buffer)?;
+    Ok(DeviceProbe { unfinished_xfs: is_unfinished_xfs(&buffer) })
+}
+
+/// `sb_magicnum` and `sb_inprogress` of the xfs superblock (xfs_format.h, `struct xfs_dsb`).
+fn is_unfinished_xfs(start: &[u8]) -> bool {
+    const IN_PROGRESS: usize = 126;
+    start.starts_with(b"XFSB") && start.get(IN_PROGRESS).is_some_and(|&flag| flag != 0)
 }

@@ -132,7 +132,6 @@ async fn round_trip(fs_type: FsType) {
     std::fs::remove_file(target.join("file")).unwrap();
     common::eventually("the return of the file's blocks", || {
         run("sync", &["-f", target.to_str().unwrap()]);
-        run("fstrim", &[target.to_str().unwrap()]);
         device.held_bytes() + 23 * MIB < held
     });
     mounter().unmount(&target).await.unwrap();
@@ -205,6 +204,21 @@ async fn only_an_empty_device_is_formatted() {
 
     mounter().mount(&device, &target, &read_only).await.unwrap();
     assert!(mounter().mounted(&target).await.unwrap().unwrap().is_read_only());
+    mounter().unmount(&target).await.unwrap();
+    stack.teardown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_xfs_whose_making_was_interrupted_is_made_again() {
+    let node = Node::start();
+    let device = TestDevice::new(SIZE);
+    let stack = node.front_end().create("volume", device.clone(), String::new()).await.unwrap();
+    run("mkfs.xfs", &["-q", stack.loop_path().to_str().unwrap()]);
+    // sb_inprogress
+    device.write(126, &[1]).await.unwrap();
+    let target = node.path("target");
+    mounter().mount(&stack.loop_path(), &target, &spec(FsType::Xfs)).await.unwrap();
+    std::fs::write(target.join("file"), "usable").unwrap();
     mounter().unmount(&target).await.unwrap();
     stack.teardown().await.unwrap();
 }

@@ -39,12 +39,13 @@ fn main() -> ExitCode {
 
 /// What a test harness does: runs the tests whose names match the arguments.
 fn run_all() -> ExitCode {
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
         ("io_survives_kills_under_verifying_fio", io_survives_kills_under_verifying_fio),
         ("a_waiting_write_is_served_from_its_slot_without_resend", slot_without_resend),
         ("a_waiting_write_is_served_from_its_slot_with_resend", slot_with_resend),
         ("an_answered_request_in_a_slot_is_not_served_again", answered_slot),
         ("a_stack_without_a_loop_device_gets_one_when_adopted", missing_loop_device),
+        ("a_volume_that_nobody_serves_holds_nobody_up", unserved_volume),
     ];
     let filters: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -254,6 +255,7 @@ fn slot_is_served(resend: bool) -> u64 {
     let mut second = NodeProcess::start(&node, "serve");
     let (again, adopted) = second.ready();
     assert_eq!((again, adopted), (device.clone(), 1));
+    eventually("the end of the waiting write", || writer.is_finished());
     writer.join().unwrap().unwrap();
     assert!(read_page(&device, 8192).iter().all(|&byte| byte == 0x5a));
     second.finish()
@@ -311,4 +313,28 @@ fn missing_loop_device() {
     let (device, _) = second.ready();
     assert!(read_page(&device, 0).iter().all(|&byte| byte == 0x42));
     second.finish();
+}
+
+/// Loop devices are shared by all nodes of a machine; one whose node process is dead must not block the
+/// others' search for theirs, nor the removal by force of its own.
+fn unserved_volume() {
+    let node = Node::start();
+    let mut process = NodeProcess::start(&node, "serve");
+    let (device, _) = process.ready();
+    let number = holdfast_driver::loopdev::number_of(&device).unwrap();
+    let backing = holdfast_driver::loopdev::backing_of(number).unwrap().unwrap();
+    process.kill();
+    let waiting = write_page(device, 0x01, 0);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(holdfast_driver::loopdev::find(backing)));
+    assert_eq!(receiver.recv_timeout(LIMIT).expect("the search ends").unwrap(), Some(number));
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let front_end = node.front_end();
+        let saved = front_end.saved("volume").await.unwrap().unwrap();
+        front_end.discard(saved).await.unwrap();
+    });
+    assert_eq!(waiting.join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+    eventually("the removal", || holdfast_driver::loopdev::find(backing).unwrap().is_none());
 }

@@ -437,6 +437,21 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic_or_reach_beyond_them(
+            opcode in 0..64u32,
+            len in 0..200u32,
+            body in proptest::collection::vec(proptest::num::u8::ANY, 0..160),
+        ) {
+            let mut buf = request(opcode, &body);
+            buf[..4].copy_from_slice(&len.to_ne_bytes());
+            if let Ok((header, Request::Write { data, .. })) = decode(&buf) {
+                proptest::prop_assert!(IN_HEADER_BYTES + WRITE_IN_BYTES + data.len() <= header.len as usize);
+            }
+        }
+    }
+
     #[test]
     fn a_header_that_claims_less_than_itself_is_malformed() {
         let mut buf = request(3, &[]);

@@ -24,4 +24,5 @@ pub mod stack;
 pub use device::{BlockDevice, DeviceError};
 pub use incarnation::Incarnation;
 pub use region::Region;
+pub use session::become_io_flusher;
 pub use stack::{FrontEnd, Saved, Stack, StackError};

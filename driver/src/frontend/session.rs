@@ -191,11 +191,7 @@ async fn trim_when_idle(shared: Arc<Shared>) {
 
 impl Shared {
     fn serve_queue(self: &Arc<Shared>, queue: usize, runtime: &Handle) {
-        // Without this, memory reclaim could wait for writes that only this thread can carry out. It needs
-        // CAP_SYS_RESOURCE; without it the node works, with that risk under memory pressure.
-        if let Err(errno) = rustix::process::configure_io_flusher_behavior(true) {
-            tracing::debug!(%errno, "the system does not permit the I/O flusher state");
-        }
+        become_io_flusher();
         let _entered = runtime.enter();
         while let Some(mut slot) = self.slots.acquire() {
             match slot.read_request(self.queues[queue].as_fd(), queue) {
@@ -336,6 +332,15 @@ impl Shared {
             tracing::error!(volume = self.name, %error, "an I/O request failed; further ones are not logged");
         }
         error.errno()
+    }
+}
+
+/// Marks this thread, and those that it starts, as needed for writing memory out. Otherwise memory reclaim
+/// could wait for writes that only this thread can carry out. The node process calls it before it starts its
+/// runtime. It needs CAP_SYS_RESOURCE; without it the node works, with that risk under memory pressure.
+pub fn become_io_flusher() {
+    if let Err(errno) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!(%errno, "the system does not permit the I/O flusher state");
     }
 }
 

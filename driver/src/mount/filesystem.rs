@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::MountError;
 use super::command::run;
-use crate::offload::{Offload, Operation};
+use crate::offload::{DeviceProbe, Offload, Operation};
 
 const PROBE_LIMIT: Duration = Duration::from_secs(60);
 const FORMAT_LIMIT: Duration = Duration::from_secs(300);
@@ -45,13 +45,14 @@ impl FsType {
         }
     }
 
-    /// Options that every mount gets.
+    /// Options that every mount gets, before the user's own. Deleted files give their space back to the store
+    /// (`discard`; the user's `nodiscard` turns it off).
     pub fn base_options(self, read_only: bool) -> &'static [&'static str] {
         match (self, read_only) {
-            (FsType::Ext4, false) => &["rw"],
+            (FsType::Ext4, false) => &["rw", "discard"],
             (FsType::Ext4, true) => &["ro", "noload"],
             // A clone has its origin's UUID, and both may be mounted on one node.
-            (FsType::Xfs, false) => &["rw", "nouuid"],
+            (FsType::Xfs, false) => &["rw", "nouuid", "discard"],
             (FsType::Xfs, true) => &["ro", "norecovery", "nouuid"],
         }
     }
@@ -83,9 +84,14 @@ impl FromStr for FsType {
 /// What lies on the device: the name that blkid gives it, or `None` if it is empty.
 ///
 /// blkid's exit code 2 also stands for a device that it could not read; so the device is read here first, and
-/// an I/O error never looks like an empty volume.
+/// an I/O error never looks like an empty volume. An xfs whose making was interrupted says so in its
+/// superblock, was never mounted, and counts as empty; an ext4 gets its superblock last.
 pub async fn probe(offload: &Offload, device: &Path) -> Result<Option<String>, MountError> {
-    let _size: u64 = offload.run(&Operation::ProbeDevice { path: device.into() }, PROBE_LIMIT).await?;
+    let probe = Operation::ProbeDevice { path: device.into() };
+    let DeviceProbe { unfinished_xfs } = offload.run(&probe, PROBE_LIMIT).await?;
+    if unfinished_xfs {
+        return Ok(None);
+    }
     let options = ["--probe", "--output", "export", "--match-tag", "TYPE", "--match-tag", "PTTYPE"];
     let output = run("blkid", (&options[..], device), PROBE_LIMIT).await?;
     match output.code {
@@ -108,12 +114,15 @@ pub async fn format(fs_type: FsType, device: &Path) -> Result<(), MountError> {
     let output = match fs_type {
         FsType::Ext4 => {
             let extended = "discard,assume_storage_prezeroed=1";
-            let options = ["-q", "-F", "-b", "4096", "-m", "0", "-O", EXT4_FEATURES, "-E", extended];
+            // After an I/O error nothing more is written, rather than on a state that was not read.
+            let on_error = "remount-ro";
+            let options =
+                ["-q", "-F", "-b", "4096", "-m", "0", "-e", on_error, "-O", EXT4_FEATURES, "-E", extended];
             run("mkfs.ext4", (&options[..], device), FORMAT_LIMIT).await?
         }
         FsType::Xfs => {
             let metadata = "crc=1,finobt=1,reflink=1,rmapbt=0,bigtime=1,inobtcount=1";
-            let options = ["-q", "-m", metadata, "-i", "sparse=1,nrext64=0"];
+            let options = ["-q", "-f", "-m", metadata, "-i", "sparse=1,nrext64=0"];
             run("mkfs.xfs", (&options[..], device), FORMAT_LIMIT).await?
         }
     };

@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn every_xfs_mount_allows_clones_and_read_only_mounts_write_nothing() {
         let spec = |fs_type, read_only| FsSpec { fs_type, options: vec!["noatime".into()], read_only };
-        assert_eq!(mount_options(&spec(FsType::Xfs, false)), "rw,nouuid,noatime");
+        assert_eq!(mount_options(&spec(FsType::Xfs, false)), "rw,nouuid,discard,noatime");
         assert_eq!(mount_options(&spec(FsType::Xfs, true)), "ro,norecovery,nouuid,noatime");
         assert_eq!(mount_options(&spec(FsType::Ext4, true)), "ro,noload,noatime");
     }
