@@ -9,9 +9,12 @@
 //! The engine knows neither Kubernetes nor gRPC. Its store, clock and randomness are given to it.
 
 pub mod buffer;
+pub mod cache;
 pub mod codec;
 pub mod env;
 pub mod ids;
+pub mod lineage;
 pub mod log;
 pub mod map;
+pub mod pool;
 pub mod store;

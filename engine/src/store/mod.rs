@@ -9,11 +9,23 @@
 //!
 //! Conditional *update* is never asked for. A put that timed out may still land, at any later time.
 
+mod config;
+mod directory;
+mod memory;
+mod remote;
+mod selftest;
+
 use std::fmt::Debug;
 use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use config::{ConfigError, ConnectError, Credentials, Encryption, PoolConfig};
+pub use directory::Directory;
+pub use memory::Memory;
+pub use remote::Remote;
+pub use selftest::{UnfitStore, self_test};
 
 /// An object as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,49 @@
+//! Where the objects of a volume and of its ancestors are read: a clone's map names pages and segments of the volumes
+//! it descends from, in their pools and under their keys.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, RwLock};
+
+use crate::codec::DataKey;
+use crate::ids::VolumeId;
+use crate::store::Store;
+
+/// How one volume's objects are read.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The store of its pool.
+    pub store: Arc<dyn Store>,
+    /// Its data key, in an encrypted pool.
+    pub key: Option<DataKey>,
+}
+
+/// A map or a segment names a volume whose pool is not loaded.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "volume {volume} is an ancestor whose pool is not loaded here; add the pool or the archive target it lives in"
+)]
+pub struct UnknownAncestor {
+    /// The volume.
+    pub volume: VolumeId,
+}
+
+/// The sources of a volume and of its ancestors.
+#[derive(Debug, Clone, Default)]
+pub struct Lineage {
+    sources: Arc<RwLock<BTreeMap<VolumeId, Source>>>,
+}
+
+impl Lineage {
+    /// Adds a volume, or replaces how it is read (credentials change).
+    pub fn insert(&self, volume: VolumeId, source: Source) {
+        let mut sources = self.sources.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        sources.insert(volume, source);
+    }
+
+    /// How `volume`'s objects are read.
+    pub fn source(&self, volume: VolumeId) -> Result<Source, UnknownAncestor> {
+        let sources = self.sources.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        sources.get(&volume).cloned().ok_or(UnknownAncestor { volume })
+    }
+}

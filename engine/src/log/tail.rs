@@ -1,0 +1,169 @@
+//! Reading and appending records, one volume's log seen through its store.
+//!
+//! # Guarantees
+//! - [`Log::put`] says [`Put::Done`] only when exactly these bytes lie at that number, also when a reply was lost; a
+//!   retry at the same number sends the same bytes.
+//! - [`Log::newest_root`] sees every root whose put was acknowledged before the call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{LogError, Record};
+use crate::codec::{self, DataKey};
+use crate::env::Env;
+use crate::ids::{ObjectId, RecordNumber, VolumeId};
+use crate::map::Root;
+use crate::pool::layout;
+use crate::store::{Listed, Store, StoreError};
+
+/// The first pause between two attempts at the same request.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// The longest pause between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Names asked for in one listing.
+pub(crate) const LIST_PAGE: usize = 1000;
+
+/// A volume's log in its store.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// The store of the volume's pool.
+    pub store: Arc<dyn Store>,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The volume's data key, in an encrypted pool.
+    pub key: Option<DataKey>,
+    /// Clock and randomness.
+    pub env: Env,
+}
+
+/// How an append ended.
+#[derive(Debug)]
+pub enum Put {
+    /// The record lies there.
+    Done,
+    /// Another one does.
+    Taken(Record),
+}
+
+/// A pause that grows from attempt to attempt, with jitter, so that hosts do not retry in step.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self { next: BACKOFF_FIRST }
+    }
+
+    pub(crate) async fn pause(&mut self, env: &Env) {
+        let mut byte = [0; 1];
+        env.entropy.fill(&mut byte);
+        let jittered = self.next.mul_f64(0.5 + f64::from(byte[0]) / 512.0);
+        tokio::time::sleep(jittered).await;
+        self.next = (self.next * 2).min(BACKOFF_MAX);
+    }
+}
+
+impl Log {
+    /// Reads record `number`; `None` if nothing is there.
+    pub async fn get(&self, number: RecordNumber, deadline: Instant) -> Result<Option<Record>, LogError> {
+        let key = layout::record(self.volume, number);
+        match self.retry(deadline, || self.store.get(&key)).await {
+            Ok(bytes) => {
+                Ok(Some(codec::decode_record(&bytes, self.volume, number, self.key.as_ref())?.record))
+            }
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts an encoded record at `number` unless another one is there.
+    pub async fn put(
+        &self,
+        number: RecordNumber,
+        id: ObjectId,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Put, LogError> {
+        let key = layout::record(self.volume, number);
+        let mut backoff = Backoff::new();
+        loop {
+            match self.store.put_if_absent(&key, body.clone()).await {
+                Ok(()) => return Ok(Put::Done),
+                Err(StoreError::AlreadyExists { .. }) => match self.get(number, deadline).await? {
+                    Some(found) if found.id == id => return Ok(Put::Done),
+                    Some(found) => return Ok(Put::Taken(found)),
+                    // Collected between the two calls: whoever continues from here is far behind.
+                    None => return Err(LogError::Overtaken { volume: self.volume, number }),
+                },
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    if Instant::now() >= deadline {
+                        return Err(error.into());
+                    }
+                    backoff.pause(&self.env).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The roots, oldest first.
+    pub async fn roots(&self, deadline: Instant) -> Result<Vec<(RecordNumber, Listed)>, LogError> {
+        let prefix = layout::roots(self.volume);
+        let listed = self.list(&prefix, deadline).await?;
+        Ok(listed.into_iter().filter_map(|l| Some((layout::number_in(&l.key)?, l))).collect())
+    }
+
+    /// The number of the newest root; `None` if there is none.
+    pub async fn newest_root(&self, deadline: Instant) -> Result<Option<RecordNumber>, LogError> {
+        Ok(self.roots(deadline).await?.last().map(|(number, _)| *number))
+    }
+
+    /// Reads the root at `number`; `None` if it is gone.
+    pub async fn root(&self, number: RecordNumber, deadline: Instant) -> Result<Option<Root>, LogError> {
+        let key = layout::root(self.volume, number);
+        match self.retry(deadline, || self.store.get(&key)).await {
+            Ok(bytes) => Ok(Some(codec::decode_root(&bytes, self.volume, number, self.key.as_ref())?)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Everything below `prefix`, in key order.
+    pub(crate) async fn list(&self, prefix: &str, deadline: Instant) -> Result<Vec<Listed>, LogError> {
+        let mut all: Vec<Listed> = Vec::new();
+        loop {
+            let after = all.last().map(|listed| listed.key.clone());
+            let page = self.retry(deadline, || self.store.list(prefix, after.as_deref(), LIST_PAGE)).await?;
+            let complete = page.len() < LIST_PAGE;
+            all.extend(page);
+            if complete {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Tries an idempotent request until it is answered or the deadline has passed.
+    pub(crate) async fn retry<T, F>(
+        &self,
+        deadline: Instant,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut backoff = Backoff::new();
+        loop {
+            match attempt().await {
+                Err(StoreError::Unavailable { .. }) if Instant::now() < deadline => {
+                    backoff.pause(&self.env).await
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}

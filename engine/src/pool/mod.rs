@@ -1,0 +1,3 @@
+//! Pools: places in an object store that hold volumes.
+
+pub mod layout;

@@ -1,0 +1,362 @@
+//! How a pool or an archive target is configured: one YAML file each.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use object_store::RetryConfig;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use serde::Deserialize;
+use url::Url;
+
+use super::directory::Directory;
+use super::remote::{REQUEST_TIME, Remote};
+use super::{Store, StoreError};
+use crate::codec::{KEY_BYTES, UserKey};
+use crate::env::Env;
+
+/// A pool's file: `pools/NAME.yaml`, or `targets/NAME.yaml`.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PoolConfig {
+    /// `file:///directory`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+    pub url: String,
+    /// The store's own address, where it is not the provider's.
+    pub endpoint: Option<String>,
+    /// The provider's region.
+    pub region: Option<String>,
+    /// Whether plain HTTP may be spoken.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Who we are to the store.
+    #[serde(default)]
+    pub credentials: Credentials,
+    /// The key that the pool's data are encrypted under; none: they are not.
+    pub encryption: Option<Encryption>,
+}
+
+/// Who we are to a store. Which fields are needed depends on the store.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Credentials {
+    /// S3: the access key's id.
+    pub access_key_id: Option<String>,
+    /// S3: the secret of the access key.
+    pub secret_access_key: Option<String>,
+    /// S3: the session token of temporary credentials.
+    pub token: Option<String>,
+    /// GCS: the service account, as JSON.
+    pub service_account_json: Option<String>,
+    /// Azure: the storage account.
+    pub account: Option<String>,
+    /// Azure: its access key.
+    pub access_key: Option<String>,
+    /// Azure: a shared access signature instead.
+    pub sas_token: Option<String>,
+}
+
+/// The user's key.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Encryption {
+    /// 32 bytes, in hexadecimal (64 digits) or base64 (44 characters).
+    key: String,
+}
+
+impl fmt::Debug for PoolConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encrypted = self.encryption.is_some();
+        f.debug_struct("PoolConfig")
+            .field("url", &self.url)
+            .field("encrypted", &encrypted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(secret)")
+    }
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Encryption(secret)")
+    }
+}
+
+/// Why a pool's file is not usable. No message holds a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not the YAML that it should be.
+    #[error("not a pool's configuration: {reason}")]
+    Malformed {
+        /// What the parser said.
+        reason: String,
+    },
+    /// Its URL is not one of those that we know.
+    #[error("{url:?} is not the URL of a pool: use file:///directory, s3://, gs:// or az://")]
+    Url {
+        /// The URL.
+        url: String,
+    },
+    /// A directory that no configured root allows.
+    #[error("{path} does not lie below a directory that is allowed for pools ({allowed})")]
+    Outside {
+        /// The directory.
+        path: String,
+        /// The roots.
+        allowed: String,
+    },
+    /// A field is missing.
+    #[error("{field} is missing, and {url} needs it")]
+    Missing {
+        /// The field.
+        field: &'static str,
+        /// The URL.
+        url: String,
+    },
+    /// The key is not 32 bytes.
+    #[error("encryption.key is not 32 bytes in base64 or hexadecimal")]
+    Key,
+    /// The store's client refuses the configuration.
+    #[error("{url}: {reason}")]
+    Refused {
+        /// The URL.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl PoolConfig {
+    /// Reads a pool's file.
+    pub fn parse(yaml: &str) -> Result<Self, ConfigError> {
+        // A value that does not fit is quoted by the parser, and it may be a secret: only the place is told.
+        let malformed = |error: serde_yaml::Error| {
+            let text = error.to_string();
+            let unknown = text.split("unknown field").nth(1).map(|rest| format!("unknown field{rest}"));
+            let place = error.location().map(|at| format!("line {}, column {}", at.line(), at.column()));
+            let reason = unknown.or(place).unwrap_or_else(|| "a field is missing".into());
+            ConfigError::Malformed { reason }
+        };
+        let config: Self = serde_yaml::from_str(yaml).map_err(malformed)?;
+        config.parsed_url()?;
+        config.user_key()?;
+        Ok(config)
+    }
+
+    /// The configuration of a directory, without encryption.
+    pub fn directory(path: &std::path::Path) -> Self {
+        let url = format!("file://{}", path.display());
+        let (endpoint, region, encryption) = (None, None, None);
+        Self { url, endpoint, region, allow_http: false, credentials: Credentials::default(), encryption }
+    }
+
+    fn parsed_url(&self) -> Result<Url, ConfigError> {
+        let malformed = || ConfigError::Url { url: self.url.clone() };
+        let url = Url::parse(&self.url).map_err(|_| malformed())?;
+        let fits = match url.scheme() {
+            "file" => url.host_str().is_none_or(str::is_empty) && url.path().len() > 1,
+            "s3" | "gs" | "az" => url.host_str().is_some_and(|host| !host.is_empty()),
+            _ => false,
+        };
+        let plain = url.username().is_empty() && url.query().is_none() && url.fragment().is_none();
+        if fits && plain { Ok(url) } else { Err(malformed()) }
+    }
+
+    /// The user's key, if the pool is to be encrypted.
+    pub fn user_key(&self) -> Result<Option<UserKey>, ConfigError> {
+        let Some(Encryption { key }) = &self.encryption else { return Ok(None) };
+        let key = key.trim();
+        let bytes = hex::decode(key).ok().or_else(|| base64(key)).ok_or(ConfigError::Key)?;
+        let bytes: [u8; KEY_BYTES] = bytes.try_into().map_err(|_| ConfigError::Key)?;
+        Ok(Some(UserKey::new(bytes)))
+    }
+
+    /// Connects to the store. Directories must lie below one of `roots`; no roots allow every directory.
+    pub fn connect(&self, roots: &[PathBuf], env: &Env) -> Result<Arc<dyn Store>, ConnectError> {
+        let url = self.parsed_url()?;
+        let refused = |error: object_store::Error| ConfigError::Refused {
+            url: self.url.clone(),
+            reason: error.to_string(),
+        };
+        let missing = |field| ConfigError::Missing { field, url: self.url.clone() };
+        let bucket = url.host_str().unwrap_or_default();
+        let prefix = url.path();
+        // One call is one attempt: retries are the engine's, which knows what a lost reply means.
+        let retry = RetryConfig { max_retries: 0, retry_timeout: REQUEST_TIME, ..RetryConfig::default() };
+        let options = object_store::ClientOptions::new()
+            .with_allow_http(self.allow_http)
+            .with_timeout(REQUEST_TIME)
+            .with_connect_timeout(std::time::Duration::from_secs(5));
+        let who = &self.credentials;
+        match url.scheme() {
+            "s3" => {
+                let mut builder = AmazonS3Builder::new()
+                    .with_bucket_name(bucket)
+                    .with_region(self.region.as_deref().unwrap_or("us-east-1"))
+                    .with_access_key_id(
+                        who.access_key_id.as_ref().ok_or_else(|| missing("credentials.accessKeyId"))?,
+                    )
+                    .with_secret_access_key(
+                        who.secret_access_key
+                            .as_ref()
+                            .ok_or_else(|| missing("credentials.secretAccessKey"))?,
+                    )
+                    .with_client_options(options)
+                    .with_retry(retry);
+                if let Some(token) = &who.token {
+                    builder = builder.with_token(token);
+                }
+                if let Some(endpoint) = &self.endpoint {
+                    builder = builder.with_endpoint(endpoint);
+                }
+                Ok(Arc::new(Remote::new(builder.build().map_err(refused)?, prefix)))
+            }
+            "gs" => {
+                let account = who.service_account_json.as_ref();
+                let account = account.ok_or_else(|| missing("credentials.serviceAccountJson"))?;
+                let mut builder = GoogleCloudStorageBuilder::new()
+                    .with_bucket_name(bucket)
+                    .with_service_account_key(account)
+                    .with_client_options(options)
+                    .with_retry(retry);
+                if let Some(endpoint) = &self.endpoint {
+                    builder = builder.with_base_url(endpoint);
+                }
+                Ok(Arc::new(Remote::new(builder.build().map_err(refused)?, prefix)))
+            }
+            "az" => {
+                let mut builder = MicrosoftAzureBuilder::new()
+                    .with_container_name(bucket)
+                    .with_account(who.account.as_ref().ok_or_else(|| missing("credentials.account"))?)
+                    .with_allow_http(self.allow_http)
+                    .with_client_options(options)
+                    .with_retry(retry);
+                builder = match (&who.access_key, &who.sas_token) {
+                    (Some(key), _) => builder.with_access_key(key),
+                    (None, Some(token)) => {
+                        let pairs = url::form_urlencoded::parse(token.trim_start_matches('?').as_bytes());
+                        builder.with_sas_authorization(pairs.into_owned().collect::<Vec<_>>())
+                    }
+                    (None, None) => return Err(missing("credentials.accessKey").into()),
+                };
+                if let Some(endpoint) = &self.endpoint {
+                    builder = builder.with_endpoint(endpoint.clone());
+                }
+                Ok(Arc::new(Remote::new(builder.build().map_err(refused)?, prefix)))
+            }
+            _ => {
+                let path = PathBuf::from(prefix);
+                let outside = || ConfigError::Outside {
+                    path: path.display().to_string(),
+                    allowed: roots
+                        .iter()
+                        .map(|root| root.display().to_string())
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                };
+                // Resolved first, so that a link or `..` cannot lead out.
+                let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+                let allowed = roots.is_empty() || roots.iter().any(|root| real.starts_with(root));
+                if !allowed {
+                    return Err(outside().into());
+                }
+                Ok(Arc::new(Directory::open(&real, &*env.entropy)?))
+            }
+        }
+    }
+}
+
+/// Why a configured store cannot be connected to.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Decodes standard base64 with or without padding.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let text = text.trim_end_matches('=');
+    let mut out = Vec::with_capacity(text.len() * 3 / 4);
+    let (mut bits, mut held) = (0u32, 0);
+    for character in text.bytes() {
+        let value = match character {
+            b'A'..=b'Z' => character - b'A',
+            b'a'..=b'z' => character - b'a' + 26,
+            b'0'..=b'9' => character - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            out.push((bits >> held) as u8);
+            bits &= (1 << held) - 1;
+        }
+    }
+    (bits == 0).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_in_either_spelling() {
+        let hexadecimal = "00".repeat(31) + "ff";
+        for key in [hexadecimal.as_str(), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAP8="] {
+            let yaml = format!("url: file:///pool\nencryption: {{key: \"{key}\"}}\n");
+            assert!(PoolConfig::parse(&yaml).unwrap().user_key().unwrap().is_some());
+        }
+        let short = PoolConfig::parse("url: file:///pool\nencryption: {key: c2hvcnQ=}\n");
+        assert_eq!(short.unwrap_err(), ConfigError::Key);
+        assert_eq!(base64("aGVsbG8="), Some(b"hello".to_vec()));
+    }
+
+    #[test]
+    fn bad_configurations_are_refused_by_what_is_wrong() {
+        for (yaml, says) in [
+            ("url: ftp://x/y", "ftp://x/y"),
+            ("url: file://host/x", "file://host/x"),
+            ("url: s3:///x", "s3:///x"),
+            ("url: file:///x\ncolour: red", "colour"),
+        ] {
+            let error = PoolConfig::parse(yaml).unwrap_err().to_string();
+            assert!(error.contains(says), "{yaml}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let yaml = "url: s3://b/p\ncredentials: {accessKeyId: ID, secretAccessKey: SESAME}\n";
+        let shown = format!("{:?}", PoolConfig::parse(yaml).unwrap());
+        assert!(!shown.contains("SESAME"), "{shown}");
+        let broken =
+            PoolConfig::parse("url: s3://b/p\ncredentials: {secretAccessKey: [SESAME]}\n").unwrap_err();
+        assert!(!broken.to_string().contains("SESAME"), "{broken}");
+    }
+
+    #[test]
+    fn a_directory_outside_the_allowed_roots_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let (inside, outside) = (root.path().join("pools"), root.path().join("other"));
+        for path in [&inside, &outside] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let roots = [inside.canonicalize().unwrap()];
+        let env = Env::system();
+        assert!(PoolConfig::directory(&inside).connect(&roots, &env).is_ok());
+        let refused = PoolConfig::directory(&inside.join("../other")).connect(&roots, &env);
+        assert!(matches!(refused, Err(ConnectError::Config(ConfigError::Outside { .. }))));
+    }
+}
