@@ -11,6 +11,7 @@
 pub mod buffer;
 pub mod cache;
 pub mod codec;
+pub mod control;
 pub mod env;
 pub mod ids;
 pub mod lineage;
@@ -18,3 +19,4 @@ pub mod log;
 pub mod map;
 pub mod pool;
 pub mod store;
+pub mod volume;

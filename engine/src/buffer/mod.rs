@@ -9,11 +9,15 @@
 //! # Assumptions
 //! One process at a time uses a buffer: a successor waits for the old process's death.
 
+mod memory;
+
 use std::fmt::Debug;
 
 use bytes::Bytes;
 
 use crate::ids::GrantId;
+
+pub use memory::MemoryBuffer;
 
 /// A write or a discard, as it was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]

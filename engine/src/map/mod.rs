@@ -27,6 +27,7 @@ pub use extent::{Extent, LBA_MAX, Location, SegmentKind, SegmentRef};
 pub use head::Map;
 pub use memtable::Memtable;
 pub use page::{LoadedPage, SegmentTable};
+pub use run::write_pages;
 pub use source::{Access, MapError, PageLimits, PageSource};
 pub use stored::{IndexRef, MapObject, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
 pub use view::{Layer, MapView};

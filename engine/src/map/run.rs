@@ -251,3 +251,15 @@ fn spliced(
     superseded.extend(gone.map(MapObject::from));
     [&old[..from], &new, &old[to..]].concat()
 }
+
+/// Stores `extents` (sorted, not overlapping) as pages, for [`crate::log::Op::WritePages`].
+pub async fn write_pages(
+    source: &Arc<dyn PageSource>,
+    extents: impl IntoIterator<Item = Extent>,
+) -> Result<Vec<PageRef>, MapError> {
+    let mut writer = RunWriter::new(Arc::clone(source));
+    for extent in extents {
+        writer.push(extent).await?;
+    }
+    writer.finish().await
+}

@@ -1,0 +1,153 @@
+//! Writing much at once, invisible until one record: an archive run, a hydration step.
+//!
+//! # Guarantees
+//! Nothing of a bulk write is visible before [`Volume::commit_bulk`] has appended its record, and all of it is after.
+//!
+//! # Crash behaviour
+//! Its segments carry the id of their *run* where a session's carry the session's. A run that died leaves segments that
+//! nothing names; the next attempt at the same run may adopt them ([`Bulk::adopt`]), the collector removes them.
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::batch::{Batch, Segment};
+use super::{Appended, Volume, VolumeError, random_id};
+use crate::codec::{self, ChunkEntry, Chunks, Identity};
+use crate::ids::{BLOCK_BYTES, ObjectId, SessionId};
+use crate::log::{Log, Op};
+use crate::pool::layout;
+use crate::store::StoreError;
+
+/// Segments of one bulk write that are uploaded together.
+const PARALLEL: usize = 4;
+
+type Upload = futures::future::BoxFuture<'static, Result<Segment, StoreError>>;
+
+/// A bulk write under way.
+pub struct Bulk {
+    volume: Volume,
+    log: Log,
+    run: ObjectId,
+    chunks: Chunks,
+    uploads: FuturesUnordered<Upload>,
+    batch: Batch,
+    uploaded_bytes: u64,
+}
+
+impl std::fmt::Debug for Bulk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bulk").field("run", &self.run).field("segments", &self.batch.segments.len()).finish()
+    }
+}
+
+impl Volume {
+    /// Begins a bulk write whose segments carry `run`.
+    pub fn bulk(&self, run: ObjectId) -> Bulk {
+        Bulk {
+            log: self.shared.log.clone(),
+            volume: self.clone(),
+            run,
+            chunks: Chunks::new(self.shared.limits.codec, run),
+            uploads: FuturesUnordered::new(),
+            batch: Batch::default(),
+            uploaded_bytes: 0,
+        }
+    }
+
+    /// Makes a bulk write visible in one record that also does `ops`, and waits for a checkpoint that covers it.
+    pub async fn commit_bulk(&self, mut bulk: Bulk, ops: Vec<Op>) -> Result<Appended, VolumeError> {
+        bulk.seal().await?;
+        while bulk.land().await? {}
+        self.request(ops, std::mem::take(&mut bulk.batch), true).await
+    }
+}
+
+impl Bulk {
+    /// Adds consecutive blocks, of which the first is `lba`; `order` as in the dirty buffer's numbers. Blocks must be
+    /// added in ascending order.
+    pub async fn write(&mut self, lba: u64, order: u64, data: &[u8]) -> Result<(), VolumeError> {
+        self.write_as(self.run, lba, order, data).await
+    }
+
+    /// As [`Self::write`], for data that `session` wrote first.
+    pub async fn write_as(
+        &mut self,
+        session: SessionId,
+        lba: u64,
+        order: u64,
+        data: &[u8],
+    ) -> Result<(), VolumeError> {
+        let (mut lba, mut rest) = (lba, data);
+        loop {
+            let taken = self.chunks.push_from(session, lba, order, rest);
+            lba += taken;
+            rest = &rest[(taken * BLOCK_BYTES) as usize..];
+            if rest.is_empty() {
+                break;
+            }
+            self.seal().await?;
+        }
+        if self.chunks.stored_bytes() as u64 >= self.volume.shared.limits.segment_bytes {
+            self.seal().await?;
+        }
+        Ok(())
+    }
+
+    /// Adds a range that reads as zeros.
+    pub fn discard(&mut self, lba: u64, blocks: u64) {
+        self.batch.holes.extend(super::batch::hole(lba, blocks));
+    }
+
+    /// Adds a segment that an earlier attempt at this run has uploaded.
+    pub fn adopt(&mut self, id: ObjectId, chunks: Vec<ChunkEntry>) {
+        self.volume.shared.ownership().uploading.insert(id);
+        self.batch.segments.push(Segment { id, body: bytes::Bytes::new(), chunks });
+    }
+
+    /// Bytes uploaded so far by this attempt.
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.uploaded_bytes
+    }
+
+    /// Uploads what has gathered, as a segment.
+    async fn seal(&mut self) -> Result<(), VolumeError> {
+        if self.chunks.is_empty() {
+            return Ok(());
+        }
+        self.volume.check()?;
+        let chunks =
+            std::mem::replace(&mut self.chunks, Chunks::new(self.volume.shared.limits.codec, self.run));
+        let id = random_id(&self.log.env);
+        let identity = Identity { volume: self.log.volume, id, session: self.run };
+        let encoded = codec::encode_segment(identity, &chunks, self.log.key.as_ref());
+        self.volume.shared.ownership().uploading.insert(id);
+        let (log, body) = (self.log.clone(), encoded.bytes);
+        let segment = Segment { id, body: bytes::Bytes::new(), chunks: encoded.chunks };
+        self.uploaded_bytes += body.len() as u64;
+        self.uploads.push(Box::pin(async move {
+            let key = layout::segment(log.volume, id);
+            let deadline = tokio::time::Instant::now() + super::PATIENCE;
+            match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
+                // The id is random: what is there is ours.
+                Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(segment),
+                Err(error) => Err(error),
+            }
+        }));
+        while self.uploads.len() >= PARALLEL {
+            self.land().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for one upload; false if none is under way.
+    async fn land(&mut self) -> Result<bool, VolumeError> {
+        match self.uploads.next().await {
+            Some(Ok(segment)) => {
+                self.batch.segments.push(segment);
+                Ok(true)
+            }
+            Some(Err(reason)) => Err(VolumeError::Store { volume: self.log.volume, reason }),
+            None => Ok(false),
+        }
+    }
+}

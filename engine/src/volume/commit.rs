@@ -1,0 +1,404 @@
+//! The committer: the one task of a session that appends to the log.
+//!
+//! Exactly one record is in flight at a time. A put whose reply is lost is repeated with the same bytes at the same
+//! number until its fate is known; nothing else is ever encoded for that number meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::batch::{self, Batch};
+use super::checkpoint::Checkpointer;
+use super::{Appended, Over, Overlay, Request, Shared, VolumeError, random_id};
+use crate::codec;
+use crate::ids::{ObjectId, RecordNumber};
+use crate::log::{Backoff, Control, Log, LogError, Op, Put, Record};
+use crate::map::{Map, PageSource};
+use crate::pool::layout;
+use crate::store::StoreError;
+
+/// How long one attempt to put a record or a segment is repeated before those who wait are told.
+const ATTEMPT: Duration = Duration::from_secs(30);
+/// How often a busy owner looks whether the controller wants the volume back.
+const FENCE_LOOK: Duration = Duration::from_secs(1);
+
+/// A request whose record is in the log and whose checkpoint is not done.
+#[derive(Debug)]
+struct Waiting {
+    appended: Appended,
+    reply: oneshot::Sender<Result<Appended, VolumeError>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Committer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: Log,
+    pub(super) pages: Arc<dyn PageSource>,
+    pub(super) map: Arc<Map>,
+    pub(super) control: Control,
+    pub(super) next: RecordNumber,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) fence_seen: Instant,
+}
+
+/// Why a commit did not happen.
+#[derive(Debug)]
+enum CommitError {
+    /// The session is over.
+    Over(Over),
+    /// This request cannot be met; the session goes on.
+    Refused(VolumeError),
+}
+
+impl From<Over> for CommitError {
+    fn from(over: Over) -> Self {
+        Self::Over(over)
+    }
+}
+
+impl Committer {
+    /// Serves the session until it is over.
+    pub(super) async fn run(mut self) {
+        let over = self.serve().await;
+        self.shared.board.end(over);
+        // Requests that wait fail now: their reply channels close with `self`.
+    }
+
+    async fn serve(&mut self) -> Over {
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let mut due: Option<Instant> = None;
+        loop {
+            let request = tokio::select! {
+                biased;
+                over = self.shared.board.wait_over() => return over,
+                done = self.checkpointer.finished() => {
+                    if let Err(error) = self.checkpoint_done(done, &mut waiting) {
+                        return error;
+                    }
+                    None
+                }
+                request = self.requests.recv() => match request {
+                    Some(request) => Some(request),
+                    // Every handle is gone: nobody can flush or close any more, as after a crash.
+                    None => return Over::Closed,
+                },
+                () = self.shared.bell.notified() => None,
+                () = sleep_until(due) => None,
+            };
+            let outcome = match request {
+                Some(request) => self.serve_request(request, &mut waiting).await,
+                None if self.commit_is_due(&mut due) => {
+                    self.commit(Vec::new(), Batch::default()).await.map(|_| ())
+                }
+                None => Ok(()),
+            };
+            match outcome {
+                Ok(()) | Err(CommitError::Refused(_)) => {}
+                Err(CommitError::Over(over)) => return over,
+            }
+            if self.control.session.is_none() {
+                return Over::Closed;
+            }
+            let wanted = !waiting.is_empty();
+            self.checkpointer.start_if_due(&self.map, &self.control, self.next, wanted);
+        }
+    }
+
+    /// Whether what has gathered is to be committed now; else notes in `due` when it will be.
+    fn commit_is_due(&self, due: &mut Option<Instant>) -> bool {
+        let now = Instant::now();
+        let committed = self.shared.board.now().committed;
+        let unlogged = self.shared.unlogged();
+        if unlogged.active.is_empty() && unlogged.sealed.is_empty() {
+            *due = None;
+            return false;
+        }
+        let due_at = *due.get_or_insert(now + self.shared.limits.age);
+        let full = unlogged.is_full(&self.shared.limits);
+        if unlogged.wanted > committed || full || due_at <= now {
+            *due = None;
+            return true;
+        }
+        false
+    }
+
+    async fn serve_request(
+        &mut self,
+        request: Request,
+        waiting: &mut Vec<Waiting>,
+    ) -> Result<(), CommitError> {
+        let Request { ops, bulk, checkpoint, reply } = request;
+        match self.commit(ops, bulk).await {
+            Ok(appended) if checkpoint && self.checkpointer.covers() < appended.number => {
+                waiting.push(Waiting { appended, reply });
+                Ok(())
+            }
+            Ok(appended) => {
+                // Whoever asked may have gone; what was asked for is done all the same.
+                let _ = reply.send(Ok(appended));
+                Ok(())
+            }
+            Err(CommitError::Refused(error)) => {
+                let _ = reply.send(Err(error));
+                Ok(())
+            }
+            Err(CommitError::Over(over)) => {
+                self.shared.board.end(over.clone());
+                Err(CommitError::Over(over))
+            }
+        }
+    }
+
+    fn checkpoint_done(
+        &mut self,
+        done: Result<super::checkpoint::Done, Arc<LogError>>,
+        waiting: &mut Vec<Waiting>,
+    ) -> Result<(), Over> {
+        match done {
+            Ok(done) => {
+                self.checkpointer.install(&self.map, &mut self.control, done)?;
+                let covers = self.checkpointer.covers();
+                let control = Arc::new(self.control.clone());
+                for Waiting { appended, reply } in
+                    waiting.extract_if(.., |waiting| waiting.appended.number <= covers)
+                {
+                    let _ = reply.send(Ok(Appended { control: Arc::clone(&control), ..appended }));
+                }
+            }
+            Err(reason) => {
+                for Waiting { reply, .. } in waiting.drain(..) {
+                    let error =
+                        VolumeError::NotCommitted { volume: self.shared.id, reason: Arc::clone(&reason) };
+                    let _ = reply.send(Err(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits everything written so far, a bulk write that is uploaded, and `ops`, in one record. With nothing to say
+    /// it appends nothing.
+    async fn commit(&mut self, ops: Vec<Op>, bulk: Batch) -> Result<Appended, CommitError> {
+        self.check_ops(&ops)?;
+        let (sealed, last) = {
+            let mut unlogged = self.shared.unlogged();
+            if !unlogged.active.is_empty() {
+                let active = std::mem::take(&mut unlogged.active);
+                unlogged.sealed.push(Arc::new(active));
+            }
+            (unlogged.sealed.clone(), unlogged.last)
+        };
+        if sealed.is_empty() && ops.is_empty() && bulk.is_empty() {
+            let number = RecordNumber(self.next.0 - 1);
+            return Ok(Appended { number, control: Arc::new(self.control.clone()) });
+        }
+        let batch = self.store_data(&sealed).await?.with(bulk);
+        let record = self.append_record(&batch, &ops, last).await?;
+        self.apply_to_map(&record).await?;
+        self.shared.unlogged().sealed.drain(..sealed.len());
+        let mut ownership = self.shared.ownership();
+        batch.segments.iter().for_each(|segment| {
+            ownership.uploading.remove(&segment.id);
+        });
+        drop(ownership);
+        self.shared.size_bytes.store(self.control.size_bytes, Ordering::Release);
+        self.shared.buffer.free(last);
+        self.shared.board.committed(last);
+        Ok(Appended { number: record.number, control: Arc::new(self.control.clone()) })
+    }
+
+    /// Refuses what would not be legal, or not fit a record, before any of it is begun.
+    fn check_ops(&self, ops: &[Op]) -> Result<(), CommitError> {
+        let probe = Record {
+            volume: self.log.volume,
+            number: self.next,
+            id: ObjectId::NONE,
+            session: self.shared.session,
+            prev: self.control.last,
+            time_ms: 0,
+            buffer_complete: 0,
+            ops: ops.to_vec(),
+        };
+        let volume = self.log.volume;
+        let refused = |reason| CommitError::Refused(VolumeError::Illegal { volume, reason });
+        self.control.check(&probe).map_err(refused)?;
+        let refused = |reason| CommitError::Refused(VolumeError::Codec { volume, reason });
+        codec::encode_record(probe, None, None).map(|_| ()).map_err(refused)
+    }
+
+    /// Puts a large batch into segments; leaves a small one to the record.
+    async fn store_data(&mut self, sealed: &[Arc<Overlay>]) -> Result<Batch, CommitError> {
+        let mut all = Overlay::default();
+        for layer in sealed {
+            layer.iter().for_each(|run| all.insert(run.clone()));
+        }
+        let shared = &self.shared;
+        let broken = |reason: codec::CodecError| Over::Broken { reason: reason.to_string() };
+        let identity = (self.log.volume, shared.session);
+        let mut batch = batch::encode(&all, identity, &shared.limits, &self.log).map_err(broken)?;
+        shared.ownership().uploading.extend(batch.segments.iter().map(|segment| segment.id));
+        let uploads = batch.segments.iter().map(|segment| {
+            let key = layout::segment(self.log.volume, segment.id);
+            self.put_object(key, segment.body.clone())
+        });
+        futures::future::try_join_all(uploads).await?;
+        batch.segments.iter_mut().for_each(|segment| segment.body = bytes::Bytes::new());
+        Ok(batch)
+    }
+
+    /// Puts an object with a random id, as often as it takes.
+    async fn put_object(&self, key: String, body: bytes::Bytes) -> Result<(), Over> {
+        let mut backoff = Backoff::new();
+        let mut tell = Instant::now() + ATTEMPT;
+        loop {
+            let error = match self.log.store.put_if_absent(&key, body.clone()).await {
+                // The id is random, so what is there is ours: an earlier attempt whose reply was lost.
+                Ok(()) | Err(StoreError::AlreadyExists { .. }) => return Ok(()),
+                Err(error) => error,
+            };
+            if !matches!(error, StoreError::Unavailable { .. }) || Instant::now() >= tell {
+                self.shared.board.failed(Arc::new(error.into()));
+                tell = Instant::now() + ATTEMPT;
+            }
+            self.pause(&mut backoff).await?;
+        }
+    }
+
+    /// Appends one record that makes `batch` visible and does `ops`.
+    async fn append_record(&mut self, batch: &Batch, ops: &[Op], last: u64) -> Result<Record, CommitError> {
+        loop {
+            self.look_for_fence().await?;
+            let id = random_id(&self.log.env);
+            let number = self.next;
+            let record = Record {
+                volume: self.log.volume,
+                number,
+                id,
+                session: self.shared.session,
+                prev: self.control.last,
+                time_ms: self.log.env.clock.now_ms(),
+                buffer_complete: last,
+                ops: Vec::new(),
+            };
+            let codec::EncodedRecord { bytes, record } = self.encode(record, batch, ops).await?;
+            match self.put(&record, bytes).await? {
+                Put::Done => {
+                    self.control
+                        .apply(&record)
+                        .map_err(|inert| Over::Broken { reason: inert.to_string() })?;
+                    self.next = number.next();
+                    self.checkpointer.appended(&record);
+                    return Ok(record);
+                }
+                Put::Taken(found) => self.step_over(&found).await?,
+            }
+        }
+    }
+
+    /// Encodes a record; only pages that have to be put first can make it wait.
+    async fn encode(&self, record: Record, batch: &Batch, ops: &[Op]) -> Result<codec::EncodedRecord, Over> {
+        let mut backoff = Backoff::new();
+        loop {
+            match batch::encode_record(record.clone(), batch, ops, &self.log, &self.pages).await {
+                Ok(encoded) => return Ok(encoded),
+                Err(LogError::Codec(error)) => return Err(Over::Broken { reason: error.to_string() }),
+                Err(error) => self.shared.board.failed(Arc::new(error)),
+            }
+            self.pause(&mut backoff).await?;
+        }
+    }
+
+    async fn put(&self, record: &Record, body: bytes::Bytes) -> Result<Put, Over> {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.log.put(record.number, record.id, body.clone(), Instant::now() + ATTEMPT).await {
+                Ok(put) => return Ok(put),
+                Err(LogError::Overtaken { number, .. }) => return Err(Over::Superseded { number }),
+                Err(LogError::Codec(error)) => return Err(Over::Broken { reason: error.to_string() }),
+                Err(
+                    error @ (LogError::Store(_)
+                    | LogError::Map(_)
+                    | LogError::Illegal { .. }
+                    | LogError::Raced { .. }
+                    | LogError::Deadline { .. }),
+                ) => {
+                    self.shared.board.failed(Arc::new(error));
+                    self.pause(&mut backoff).await?;
+                }
+            }
+        }
+    }
+
+    /// A record of others lies at our next number. If it took effect, the session is over; so it is if somebody else
+    /// has written a checkpoint. Else the record is inert, and we step over it.
+    async fn step_over(&mut self, found: &Record) -> Result<(), Over> {
+        if self.control.apply(found).is_ok() {
+            return Err(Over::Superseded { number: found.number });
+        }
+        let mut backoff = Backoff::new();
+        let newest = loop {
+            match self.log.newest_root(Instant::now() + ATTEMPT).await {
+                Ok(newest) => break newest,
+                Err(error) => self.shared.board.failed(Arc::new(error)),
+            }
+            self.pause(&mut backoff).await?;
+        };
+        if newest.is_some_and(|number| number > self.checkpointer.newest_known()) {
+            return Err(Over::Superseded { number: found.number });
+        }
+        self.checkpointer.stepped_over(found);
+        self.next = found.number.next();
+        Ok(())
+    }
+
+    async fn look_for_fence(&mut self) -> Result<(), Over> {
+        if self.fence_seen.elapsed() < FENCE_LOOK {
+            return Ok(());
+        }
+        self.fence_seen = Instant::now();
+        let Some(session) = &self.control.session else { return Ok(()) };
+        match self.log.store.get(&layout::fence(self.log.volume, session.grant)).await {
+            Ok(_) => Err(Over::Fenced),
+            // A store that fails here fails at the append as well, and says so there.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn apply_to_map(&mut self, record: &Record) -> Result<(), CommitError> {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.map.apply(&record.ops).await {
+                Ok(()) => break,
+                Err(crate::map::MapError::Store(StoreError::Unavailable { .. })) => {
+                    self.pause(&mut backoff).await?
+                }
+                // The record is in the log, and the map cannot follow: going on would serve what is not there.
+                Err(error) => return Err(Over::Broken { reason: error.to_string() }.into()),
+            }
+        }
+        if record.ops.iter().any(|op| matches!(op, Op::Snapshot { .. })) {
+            self.checkpointer.snapshot_taken(crate::ids::SnapshotId(record.number.0), self.map.freeze());
+        }
+        Ok(())
+    }
+
+    /// A pause that the end of the session cuts short.
+    async fn pause(&self, backoff: &mut Backoff) -> Result<(), Over> {
+        tokio::select! {
+            biased;
+            over = self.shared.board.wait_over() => Err(over),
+            () = backoff.pause(&self.log.env) => Ok(()),
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,403 @@
+//! An open volume: one session that reads and writes.
+//!
+//! # Expected flow
+//! A write is copied to the dirty buffer and answered. The *committer* (one task) cuts what has gathered into batches,
+//! puts large ones into segments, in parallel, and then appends one record that makes all of a batch visible; a small
+//! batch travels inside its record. A flush waits for the record that covers it; flushes that come while a record is
+//! on its way share the next one. Reads look into the batches not yet in the log, then into the map, then fetch chunks.
+//!
+//! # Guarantees
+//! - A flush is answered only when a record that took effect covers every write answered before it.
+//! - Once a record of others has ended the session, nothing is acknowledged any more: all operations fail with
+//!   [`VolumeError::Over`].
+//! - Batches enter the log in the order of the writes.
+//!
+//! # Assumptions
+//! The dirty buffer is this process's alone (a successor waits for the old process's death).
+//!
+//! # Crash behaviour
+//! A crash leaves in the log a prefix of the batches, and in the dirty buffer every answered write that is not in it.
+//! The next session under the same grant commits those before it serves anything. Segments that no record names are
+//! garbage for the collector.
+
+mod batch;
+mod bulk;
+mod checkpoint;
+mod commit;
+mod error;
+mod fetch;
+mod open;
+mod overlay;
+mod read;
+mod status;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use batch::Batch;
+pub use bulk::Bulk;
+pub use error::{Over, VolumeError};
+pub use fetch::{FetchError, Fetcher};
+pub use open::{OpenError, OpenOptions};
+use overlay::{Dirty, Overlay};
+pub use read::BlockReader;
+use status::StatusBoard;
+
+use crate::buffer::{BufferError, DirtyBuffer, Mutation};
+use crate::codec::{self, Codec};
+use crate::ids::{BLOCK_BYTES, ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
+use crate::log::{Control, Log, Op};
+
+/// How long a single object's put is tried before who waits for it is told.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs of blocks that gather for one batch at most: as many as surely fit a record.
+const RUNS_MAX: usize = codec::RECORD_EXTENTS_MAX / 4;
+
+/// Bounds and rhythms of an open volume.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of data at which a segment is full.
+    pub segment_bytes: u64,
+    /// A batch of at most this many bytes travels inside its record.
+    pub inline_bytes: u64,
+    /// How long an unflushed write stays out of the log.
+    pub age: Duration,
+    /// Records after which a checkpoint is due.
+    pub checkpoint_records: u64,
+    /// Bytes of map entries in memory only after which a checkpoint is due.
+    pub checkpoint_map_bytes: usize,
+    /// How long an object that nothing needs any more is kept, by the store's clock.
+    pub grace: Duration,
+    /// How chunks are compressed.
+    pub codec: Codec,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 8 << 20,
+            inline_bytes: 256 << 10,
+            age: Duration::from_secs(5),
+            checkpoint_records: 512,
+            checkpoint_map_bytes: 4 << 20,
+            grace: Duration::from_secs(3600),
+            codec: Codec::Lz4,
+        }
+    }
+}
+
+/// Something that the committer is asked to append.
+#[derive(Debug)]
+struct Request {
+    ops: Vec<Op>,
+    /// A bulk write whose segments are uploaded.
+    bulk: Batch,
+    /// Whether to answer only when a checkpoint covers the record.
+    checkpoint: bool,
+    reply: oneshot::Sender<Result<Appended, VolumeError>>,
+}
+
+/// A record of ours that took effect.
+#[derive(Debug, Clone)]
+pub struct Appended {
+    /// Its number.
+    pub number: RecordNumber,
+    /// The state after it.
+    pub control: Arc<Control>,
+}
+
+/// The writes that are not yet in the log.
+#[derive(Debug, Default)]
+struct Unlogged {
+    /// What gathers for the next batch.
+    active: Overlay,
+    /// Batches that are on their way, oldest first.
+    sealed: Vec<Arc<Overlay>>,
+    /// The number of the newest mutation.
+    last: u64,
+    /// The highest number that somebody waits for.
+    wanted: u64,
+}
+
+/// What the collector must leave alone, besides what the map names.
+#[derive(Debug, Default)]
+struct Ownership {
+    /// Segments put, or being put, that no record names yet.
+    uploading: BTreeSet<ObjectId>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    id: VolumeId,
+    log: Log,
+    session: SessionId,
+    limits: Limits,
+    size_bytes: AtomicU64,
+    buffer: Arc<dyn DirtyBuffer>,
+    unlogged: Mutex<Unlogged>,
+    ownership: Mutex<Ownership>,
+    /// Rings when the committer has something to do.
+    bell: Notify,
+    board: StatusBoard,
+    reader: BlockReader,
+    /// Held by writes that touch part of a block, so that two of them cannot undo each other.
+    partial: tokio::sync::Mutex<()>,
+}
+
+/// A volume that this process has open, to read and write.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Shared {
+    fn unlogged(&self) -> MutexGuard<'_, Unlogged> {
+        self.unlogged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ownership(&self) -> MutexGuard<'_, Ownership> {
+        self.ownership.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        let size_bytes = self.size_bytes.load(Ordering::Acquire);
+        match offset.checked_add(len) {
+            Some(end) if end <= size_bytes => Ok(()),
+            Some(_) | None => Err(VolumeError::OutOfRange { volume: self.id, offset, len, size_bytes }),
+        }
+    }
+}
+
+impl Volume {
+    /// The volume's id.
+    pub fn id(&self) -> VolumeId {
+        self.shared.id
+    }
+
+    /// The session's id.
+    pub fn session(&self) -> SessionId {
+        self.shared.session
+    }
+
+    /// The volume's size, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// Fails once the session is over.
+    pub fn check(&self) -> Result<(), VolumeError> {
+        self.shared.board.check()
+    }
+
+    /// Waits until the session is over, and says why.
+    pub async fn wait_over(&self) -> Over {
+        self.shared.board.wait_over().await
+    }
+
+    /// Reads `len` bytes at `offset`. What was never written, or was discarded, reads as zeros.
+    pub async fn read(&self, offset: u64, len: u64) -> Result<Bytes, VolumeError> {
+        let shared = &self.shared;
+        shared.board.check()?;
+        shared.check_range(offset, len)?;
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let (from, to) = (offset / BLOCK_BYTES, (offset + len).div_ceil(BLOCK_BYTES));
+        let blocks = self.read_blocks(from, to).await?;
+        // What a superseded session knows may be old: a read that ends after its end is not answered.
+        shared.board.check()?;
+        let skip = (offset - from * BLOCK_BYTES) as usize;
+        Ok(blocks.slice(skip..skip + len as usize))
+    }
+
+    async fn read_blocks(&self, from: u64, to: u64) -> Result<Bytes, VolumeError> {
+        let dirty: Vec<Dirty> = {
+            let unlogged = self.shared.unlogged();
+            let mut view = Overlay::default();
+            for layer in unlogged.sealed.iter().map(Arc::as_ref).chain([&unlogged.active]) {
+                layer.lookup(from, to).for_each(|run| view.insert(run));
+            }
+            view.iter().cloned().collect()
+        };
+        if let [Dirty { lba, blocks, data: Some(data), .. }] = dirty.as_slice()
+            && *lba == from
+            && *blocks == to - from
+        {
+            return Ok(data.clone());
+        }
+        let mut out = BytesMut::zeroed(((to - from) * BLOCK_BYTES) as usize);
+        let mut at = from;
+        for run in dirty.iter().map(|run| (run.lba, run.lba + run.blocks)).chain([(to, to)]) {
+            if at < run.0 {
+                let piece =
+                    &mut out[((at - from) * BLOCK_BYTES) as usize..((run.0 - from) * BLOCK_BYTES) as usize];
+                self.shared.reader.read(at, run.0, piece).await?;
+            }
+            at = run.1;
+        }
+        for Dirty { lba, data, .. } in &dirty {
+            if let Some(data) = data {
+                let start = ((lba - from) * BLOCK_BYTES) as usize;
+                out[start..start + data.len()].copy_from_slice(data);
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    /// Writes `data` at `offset`. It is answered when the data lies in the dirty buffer; [`Self::flush`] makes it
+    /// durable. Waits while the buffer is full.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
+        self.shared.check_range(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return self.check();
+        }
+        if offset.is_multiple_of(BLOCK_BYTES) && (data.len() as u64).is_multiple_of(BLOCK_BYTES) {
+            return self.mutate(Mutation::Write { offset, data }).await;
+        }
+        let _partial = self.shared.partial.lock().await;
+        let (from, to) = (offset / BLOCK_BYTES, (offset + data.len() as u64).div_ceil(BLOCK_BYTES));
+        let mut whole = BytesMut::from(self.read_blocks(from, to).await?);
+        let skip = (offset - from * BLOCK_BYTES) as usize;
+        whole[skip..skip + data.len()].copy_from_slice(&data);
+        self.mutate(Mutation::Write { offset: from * BLOCK_BYTES, data: whole.freeze() }).await
+    }
+
+    /// Makes `len` bytes at `offset` read as zeros. Whole blocks are given back to the pool.
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        self.shared.check_range(offset, len)?;
+        let (first, last) =
+            (offset.div_ceil(BLOCK_BYTES) * BLOCK_BYTES, (offset + len) / BLOCK_BYTES * BLOCK_BYTES);
+        if first >= last {
+            return self.write(offset, BytesMut::zeroed(len as usize).freeze()).await;
+        }
+        self.write(offset, BytesMut::zeroed((first - offset) as usize).freeze()).await?;
+        self.mutate(Mutation::Discard { offset: first, len: last - first }).await?;
+        self.write(last, BytesMut::zeroed((offset + len - last) as usize).freeze()).await
+    }
+
+    async fn mutate(&self, mutation: Mutation) -> Result<(), VolumeError> {
+        let shared = &self.shared;
+        loop {
+            shared.board.check()?;
+            let committed = shared.board.now().committed;
+            {
+                let mut unlogged = shared.unlogged();
+                let room = unlogged.active.len() < RUNS_MAX;
+                match if room { shared.buffer.append(&mutation) } else { Err(BufferError::Full) } {
+                    Ok(sequence) => {
+                        unlogged.record(sequence, &mutation);
+                        if unlogged.is_full(&shared.limits) || unlogged.active.len() == 1 {
+                            shared.bell.notify_one();
+                        }
+                        return Ok(());
+                    }
+                    Err(BufferError::Full) => {
+                        unlogged.wanted = unlogged.last;
+                        shared.bell.notify_one();
+                    }
+                    Err(reason) => return Err(VolumeError::Buffer { volume: shared.id, reason }),
+                }
+            }
+            shared.board.wait_beyond(committed).await?;
+        }
+    }
+
+    /// Returns when every write answered so far is in the store, in a record that took effect.
+    pub async fn flush(&self) -> Result<(), VolumeError> {
+        let sequence = {
+            let mut unlogged = self.shared.unlogged();
+            unlogged.wanted = unlogged.last;
+            unlogged.last
+        };
+        if self.shared.board.now().committed >= sequence {
+            return self.check();
+        }
+        self.shared.bell.notify_one();
+        self.shared.board.wait_for(sequence).await
+    }
+
+    /// Takes a snapshot of everything answered so far. Returns when its map is durable too.
+    pub async fn snapshot(&self, name: &str, meta: &str) -> Result<SnapshotId, VolumeError> {
+        let ops = vec![Op::Snapshot { name: name.into(), meta: meta.into() }];
+        Ok(SnapshotId(self.append(ops, true).await?.number.0))
+    }
+
+    /// Grows the volume.
+    pub async fn resize(&self, size_bytes: u64) -> Result<(), VolumeError> {
+        self.append(vec![Op::Resize { size_bytes }], false).await.map(|_| ())
+    }
+
+    /// Appends one record with all that was written so far and `ops`; with `checkpoint`, waits for a checkpoint that
+    /// covers it.
+    pub async fn append(&self, ops: Vec<Op>, checkpoint: bool) -> Result<Appended, VolumeError> {
+        self.request(ops, Batch::default(), checkpoint).await
+    }
+
+    async fn request(&self, ops: Vec<Op>, bulk: Batch, checkpoint: bool) -> Result<Appended, VolumeError> {
+        let (reply, answer) = oneshot::channel();
+        let over = || {
+            let reason = self.shared.board.now().over.unwrap_or(Over::Closed);
+            VolumeError::Over { volume: self.shared.id, reason }
+        };
+        self.requests.send(Request { ops, bulk, checkpoint, reply }).await.map_err(|_| over())?;
+        answer.await.map_err(|_| over())?
+    }
+
+    /// Writes everything, checkpoints and ends the session. The volume cannot be used afterwards.
+    pub async fn close(&self) -> Result<(), VolumeError> {
+        if let Over::Closed = self.shared.board.now().over.unwrap_or(Over::Fenced) {
+            return Ok(());
+        }
+        self.append(Vec::new(), true).await?;
+        self.append(vec![Op::Close], false).await.map(|_| ())
+    }
+
+    /// Drops the session without a word to the store, as a crash would: what is in the dirty buffer stays there.
+    pub fn abandon(&self) {
+        self.shared.board.end(Over::Closed);
+    }
+
+    /// Bytes answered and not yet in the log.
+    pub fn dirty_bytes(&self) -> u64 {
+        let unlogged = self.shared.unlogged();
+        unlogged.active.data_bytes() + unlogged.sealed.iter().map(|layer| layer.data_bytes()).sum::<u64>()
+    }
+
+    /// How the blocks of this session are read, with the map as it is in the log.
+    pub fn reader(&self) -> &BlockReader {
+        &self.shared.reader
+    }
+}
+
+impl Unlogged {
+    /// Whether so much has gathered that it should be on its way.
+    fn is_full(&self, limits: &Limits) -> bool {
+        self.active.data_bytes() >= limits.segment_bytes || self.active.len() >= RUNS_MAX
+    }
+
+    fn record(&mut self, sequence: u64, mutation: &Mutation) {
+        let (offset, len, data) = match mutation {
+            Mutation::Write { offset, data } => (*offset, data.len() as u64, Some(data.clone())),
+            Mutation::Discard { offset, len } => (*offset, *len, None),
+        };
+        self.active.insert(Dirty {
+            lba: offset / BLOCK_BYTES,
+            blocks: len / BLOCK_BYTES,
+            data,
+            order: sequence,
+        });
+        self.last = sequence;
+    }
+}
+
+/// A fresh object id.
+fn random_id(env: &crate::env::Env) -> ObjectId {
+    ObjectId::random(&*env.entropy)
+}
