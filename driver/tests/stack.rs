@@ -321,7 +321,8 @@ async fn a_served_volume_is_not_created_twice_and_a_saved_one_can_be_discarded()
     let saved = front_end.saved("volume").await.unwrap().unwrap();
     assert_eq!((saved.key(), saved.context()), ("volume", "grant 1"));
     let backing = loopdev::backing_of(loopdev::number_of(&stack.loop_path()).unwrap()).unwrap().unwrap();
-    front_end.discard(saved).await.unwrap();
+    front_end.discard("volume").await.unwrap();
+    front_end.discard("volume").await.unwrap();
     assert!(front_end.saved_keys().await.unwrap().is_empty());
     assert_eq!(loopdev::find(backing).unwrap(), None);
     let again = front_end.create("volume", TestDevice::new(SIZE), "grant 2".into()).await.unwrap();

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{LIMIT, Node, eventually, offload};
 use holdfast_driver::frontend::memory::MemoryDevice;
-use holdfast_driver::frontend::slots::MAX_WRITE_BYTES;
+use holdfast_driver::frontend::slots::{MAX_WRITE_BYTES, SLOT_COUNT};
 use holdfast_driver::frontend::{BlockDevice, DeviceError, FrontEnd, Incarnation, Region};
 use holdfast_driver::keeper::Link;
 use holdfast_driver::keeper::protocol::Name;
@@ -39,13 +39,16 @@ fn main() -> ExitCode {
 
 /// What a test harness does: runs the tests whose names match the arguments.
 fn run_all() -> ExitCode {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 9] = [
         ("io_survives_kills_under_verifying_fio", io_survives_kills_under_verifying_fio),
         ("a_waiting_write_is_served_from_its_slot_without_resend", slot_without_resend),
         ("a_waiting_write_is_served_from_its_slot_with_resend", slot_with_resend),
         ("an_answered_request_in_a_slot_is_not_served_again", answered_slot),
         ("a_stack_without_a_loop_device_gets_one_when_adopted", missing_loop_device),
         ("a_volume_that_nobody_serves_holds_nobody_up", unserved_volume),
+        ("a_request_that_no_slot_holds_is_sent_again", lost_request),
+        ("a_restarted_keeper_hands_the_volume_on", restarted_keeper),
+        ("what_keeper_and_node_process_left_dying_both_is_removed", both_dead),
     ];
     let filters: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -183,7 +186,8 @@ fn io_survives_kills_under_verifying_fio() {
     let fio = Command::new("fio")
         .args(["--name=takeover", "--direct=1", "--rw=randwrite", "--bs=4k", "--iodepth=16"])
         .args(["--ioengine=libaio", "--size=200m", "--time_based", "--runtime=12", "--verify=crc32c"])
-        .args(["--verify_backlog=2048", "--verify_fatal=1", "--output-format=json"])
+        .args(["--verify_backlog=2048", "--verify_fatal=1", "--verify_state_save=0"])
+        .arg("--output-format=json")
         .arg(format!("--filename={}", device.display()))
         .stdout(Stdio::piped())
         .spawn()
@@ -269,17 +273,63 @@ fn slot_with_resend() {
     assert_eq!(slot_is_served(true), 0, "what was served from a slot is not sent again");
 }
 
+fn kept_slots(node: &Node) -> Region {
+    let entry = node.link().get(&Name::new("volume", "stack")).unwrap().unwrap();
+    Region::adopt(entry.fds.into_iter().next_back().unwrap()).unwrap()
+}
+
+/// Where the request of a slot begins.
+fn request_offset(slot: usize) -> usize {
+    let slot_bytes = 4096 + MAX_WRITE_BYTES;
+    4096 + (slot + 1) * slot_bytes - 80 - MAX_WRITE_BYTES
+}
+
+/// What was taken from the kernel and lies in no slot comes again where the kernel can send it.
+fn lost_request() {
+    let node = Node::start();
+    let mut first = NodeProcess::start(&node, "serve-stuck");
+    let (device, _) = first.ready();
+    let writer = write_page(device.clone(), 0x33, 4096);
+    assert_eq!(first.next_line(), "stuck");
+    first.kill();
+    let slots = kept_slots(&node);
+    for slot in 0..SLOT_COUNT {
+        slots.write_at(request_offset(slot), &[0; 8]);
+    }
+    let mut second = NodeProcess::start(&node, "serve");
+    assert_eq!(second.ready(), (device.clone(), 0));
+    eventually("the end of the waiting write (needs Linux 6.9)", || writer.is_finished());
+    writer.join().unwrap().unwrap();
+    assert!(read_page(&device, 4096).iter().all(|&byte| byte == 0x33));
+    assert_eq!(second.finish(), 1);
+}
+
+/// First the keeper dies and comes back, then the node process dies.
+fn restarted_keeper() {
+    let mut node = Node::start();
+    let mut first = NodeProcess::start(&node, "serve");
+    let (device, _) = first.ready();
+    write_page(device.clone(), 0x21, 0).join().unwrap().unwrap();
+    node.keeper.restart();
+    write_page(device.clone(), 0x22, 0).join().unwrap().unwrap();
+    let link = node.link();
+    eventually("the return of the entries", || link.list().is_ok_and(|names| names.len() == 2));
+    first.kill();
+    let mut second = NodeProcess::start(&node, "serve");
+    assert_eq!(second.ready().0, device);
+    assert!(read_page(&device, 0).iter().all(|&byte| byte == 0x22));
+    second.finish();
+}
+
 /// A process may die between a reply and the clearing of the slot. Were the write served again, it would undo
 /// what was written to the same place since.
 fn answered_slot() {
-    const SLOT_BYTES: usize = 4096 + MAX_WRITE_BYTES;
     let node = Node::start();
     let mut first = NodeProcess::start(&node, "serve");
     let (device, _) = first.ready();
     write_page(device.clone(), 0x77, 0).join().unwrap().unwrap();
 
-    let entry = node.link().get(&Name::new("volume", "stack")).unwrap().unwrap();
-    let slots = Region::adopt(entry.fds.into_iter().next_back().unwrap()).unwrap();
+    let slots = kept_slots(&node);
     let mut old = Vec::new();
     old.extend((40u32 + 40 + 4096).to_ne_bytes());
     old.extend(16u32.to_ne_bytes());
@@ -288,7 +338,7 @@ fn answered_slot() {
     }
     old.resize(40 + 40, 0);
     old.resize(40 + 40 + 4096, 0x11);
-    slots.write_at(4096 + 60 * SLOT_BYTES - 80 - MAX_WRITE_BYTES, &old);
+    slots.write_at(request_offset(59), &old);
     first.kill();
 
     let mut second = NodeProcess::start(&node, "serve");
@@ -331,10 +381,25 @@ fn unserved_volume() {
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let front_end = node.front_end();
-        let saved = front_end.saved("volume").await.unwrap().unwrap();
-        front_end.discard(saved).await.unwrap();
+        node.front_end().discard("volume").await.unwrap();
     });
     assert_eq!(waiting.join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
     eventually("the removal", || holdfast_driver::loopdev::find(backing).unwrap().is_none());
+}
+
+/// With both dead, I/O fails and nothing blocks; discarding removes all that is left.
+fn both_dead() {
+    let mut node = Node::start();
+    let mut process = NodeProcess::start(&node, "serve");
+    let (device, _) = process.ready();
+    let number = holdfast_driver::loopdev::number_of(&device).unwrap();
+    let backing = holdfast_driver::loopdev::backing_of(number).unwrap().unwrap();
+    node.keeper.kill();
+    process.kill();
+    assert_eq!(write_page(device, 0x01, 0).join().unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+    node.keeper.restart();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async { node.front_end().discard("volume").await.unwrap() });
+    assert_eq!(holdfast_driver::loopdev::find(backing).unwrap(), None);
+    assert!(!node.path("volumes/volume").exists());
 }

@@ -179,7 +179,7 @@ impl FrontEnd {
         match self.complete(key, session, &record).await {
             Ok(stack) => Ok(stack),
             Err(error) => {
-                if let Err(error) = self.remove(key, backing(&record), true).await {
+                if let Err(error) = self.remove(key, Some(backing(fuse_device)), true).await {
                     tracing::warn!(volume = key, %error, "a stack that failed to build is still to be removed");
                 }
                 Err(error)
@@ -233,14 +233,24 @@ impl FrontEnd {
         self.complete(&key, session, &record).await
     }
 
-    /// Gives up a predecessor's stack: its I/O fails from now on, and everything of it is removed except what
-    /// is mounted on its loop device, which the caller unmounts.
+    /// Removes whatever a predecessor left of the stack `key`: its I/O fails from now on. What is mounted on the
+    /// loop device is the caller's to unmount. It needs no record in the keeper, and so also clears up after
+    /// keeper and node process have both died. Nothing to do is a success.
     ///
     /// # Errors
     /// [`StackError`]; may be repeated.
-    pub async fn discard(&self, saved: Saved) -> Result<(), StackError> {
-        let Saved { key, record, .. } = saved;
-        self.remove(&key, backing(&record), true).await
+    pub async fn discard(&self, key: &str) -> Result<(), StackError> {
+        check_key(key)?;
+        let recorded = match self.saved(key).await {
+            Ok(saved) => saved.map(|saved| saved.record.fuse_device),
+            Err(StackError::BadRecord { reason, .. }) => {
+                tracing::warn!(volume = key, reason, "discarding a stack whose record cannot be read");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let mounted = mounted_device(&self.mount_dir(key))?;
+        self.remove(key, recorded.or(mounted).map(backing), true).await
     }
 
     /// Makes the memory of a volume's dirty buffer, of `len` bytes, and puts it into the keeper.
@@ -315,25 +325,27 @@ impl FrontEnd {
         let path = self.mount_dir(key).join(DISK_NAME);
         let loop_number: u32 = self.offload.run(&Operation::AttachLoop { path }, STEP_LIMIT).await?;
         let (front_end, key) = (self.clone(), key.to_owned());
-        Ok(Stack { front_end, key, session, backing: backing(record), loop_number })
+        Ok(Stack { front_end, key, session, backing: backing(record.fuse_device), loop_number })
     }
 
     /// Removes the mount at `dir` of a process that died before the keeper knew of it.
     async fn clear_leftovers(&self, dir: &Path) -> Result<(), StackError> {
         if let Some(device) = mounted_device(dir)? {
             tracing::warn!(dir = %dir.display(), "clearing away the mount of a process that died");
-            self.disconnect(dir, Backing { device, inode: DISK_NODE }, true).await?;
+            self.disconnect(dir, Some(backing(device)), true).await?;
         }
         Ok(())
     }
 
-    async fn disconnect(&self, dir: &Path, backing: Backing, force: bool) -> Result<(), StackError> {
+    async fn disconnect(&self, dir: &Path, backing: Option<Backing>, force: bool) -> Result<(), StackError> {
         if force {
             // The connection first: what waits for it then fails instead of holding the loop device.
             self.unmount(dir, Unmount::Abort).await?;
         }
-        let detach = Operation::DetachLoop { backing, even_if_used: force };
-        self.offload.run::<()>(&detach, STEP_LIMIT).await?;
+        if let Some(backing) = backing {
+            let detach = Operation::DetachLoop { backing, even_if_used: force };
+            self.offload.run::<()>(&detach, STEP_LIMIT).await?;
+        }
         // A program that looks at the device this moment (udev, blkid) may hold it a little longer; the
         // connection then ends when it lets go.
         Ok(self.unmount(dir, Unmount::Detach).await?)
@@ -343,7 +355,7 @@ impl FrontEnd {
         self.offload.run(&Operation::Unmount { path: dir.into(), how }, STEP_LIMIT).await
     }
 
-    async fn remove(&self, key: &str, backing: Backing, force: bool) -> Result<(), StackError> {
+    async fn remove(&self, key: &str, backing: Option<Backing>, force: bool) -> Result<(), StackError> {
         let dir = self.mount_dir(key);
         self.disconnect(&dir, backing, force).await?;
         self.forget(key, STACK_KIND).await?;
@@ -421,7 +433,7 @@ impl Stack {
     /// repeated after any error.
     pub async fn teardown(&self) -> Result<(), StackError> {
         let force = self.session.has_ended();
-        self.front_end.remove(&self.key, self.backing, force).await?;
+        self.front_end.remove(&self.key, Some(self.backing), force).await?;
         self.wait_for_end().await
     }
 
@@ -432,8 +444,8 @@ impl Stack {
     }
 }
 
-fn backing(record: &Record) -> Backing {
-    Backing { device: record.fuse_device, inode: DISK_NODE }
+fn backing(fuse_device: u64) -> Backing {
+    Backing { device: fuse_device, inode: DISK_NODE }
 }
 
 /// The device number of the FUSE mount at `dir`, read from the mount table: the connection may be dead.

@@ -12,6 +12,7 @@
 //! past its deadline therefore has a thread of its own.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -32,8 +33,8 @@ const FITHAW: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<i32>(b
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
 /// How long after the deadline a freeze that completes late is still thawed.
 const LATE_FREEZE_LIMIT: Duration = Duration::from_secs(60);
-/// How often that is looked for.
-const LATE_FREEZE_INTERVAL: Duration = Duration::from_millis(500);
+/// How often that is looked for, and a failure is repeated.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// All guards. Cloning gives another handle.
 #[derive(Clone, Debug, Default)]
@@ -84,10 +85,17 @@ impl Guards {
         let mut guards = self.lock();
         loop {
             let now = Instant::now();
-            for (key, guard) in guards.iter_mut().filter(|(_, guard)| !guard.expired && guard.deadline <= now)
-            {
-                guard.expired = true;
-                self.start_thaw(key.clone(), guard.directory.clone());
+            for (key, guard) in guards.iter_mut() {
+                if guard.expired || guard.deadline > now {
+                    continue;
+                }
+                match self.start_thaw(key.clone(), guard.directory.clone()) {
+                    Ok(()) => guard.expired = true,
+                    Err(error) => {
+                        tracing::error!(key, %error, "no thread can be started to thaw a file system");
+                        guard.deadline = now + RETRY_INTERVAL;
+                    }
+                }
             }
             let next = guards.values().filter(|guard| !guard.expired).map(|guard| guard.deadline).min();
             guards = match next {
@@ -101,14 +109,10 @@ impl Guards {
         }
     }
 
-    fn start_thaw(&self, key: String, directory: Arc<OwnedFd>) {
+    fn start_thaw(&self, key: String, directory: Arc<OwnedFd>) -> io::Result<()> {
         let guards = self.clone();
         let thread = thread::Builder::new().name("thaw".into());
-        let started = thread.spawn(move || guards.thaw_until_done(&key, &directory));
-        if let Err(error) = started {
-            // Thawing here may delay other deadlines, which is better than not thawing.
-            tracing::error!(%error, "cannot start a thread to thaw a file system");
-        }
+        thread.spawn(move || guards.thaw_until_done(&key, &directory)).map(|_| ())
     }
 
     /// Thaws until it was thawed once, or until no late freeze can be expected. The guard of this very
@@ -127,7 +131,7 @@ impl Guards {
             if !guards.get(key).is_some_and(|guard| Arc::ptr_eq(&guard.directory, directory)) {
                 return;
             }
-            let waited = self.shared.changed.wait_timeout(guards, LATE_FREEZE_INTERVAL);
+            let waited = self.shared.changed.wait_timeout(guards, RETRY_INTERVAL);
             guards = waited.unwrap_or_else(PoisonError::into_inner).0;
             drop(guards);
         }
