@@ -171,7 +171,11 @@ pub struct ArchiveTargetStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_natural")]
     pub stored_bytes: Option<u64>,
-    /// When the last verification that found all points whole began.
+    /// The scheduled time of the last verification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::optional_time")]
+    pub last_verification_time: Option<Time>,
+    /// The scheduled time of the last verification that found all points whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::optional_time")]
     pub last_verified_time: Option<Time>,
