@@ -6,6 +6,7 @@
 //! | [`kind`] | a cluster of one control plane and two workers, its faults, `kubectl` and `helm` |
 //! | [`images`] | the node image, the `holdfast` image, PostgreSQL, the standard CSI sidecars |
 //! | [`stores`] | a directory, moto, Azurite, Ceph with RGW, and stores that break put-if-absent |
+//! | [`sanity`] | csi-sanity against a driver binary |
 //! | [`programs`], [`debian`], [`packages`] | what the above is built from where no registry answers |
 //! | [`process`], [`interrupt`], [`cache`], [`report`] | bounded commands, Ctrl-C, results kept between runs |
 //!
@@ -28,6 +29,7 @@ pub mod packages;
 pub mod process;
 pub mod programs;
 pub mod report;
+pub mod sanity;
 pub mod stores;
 
 use std::path::PathBuf;

@@ -1,7 +1,11 @@
 //! `cargo xtask`: everything that is done to this repository besides editing it.
 
 mod cluster;
+mod generate;
 mod images;
+mod sanity;
+mod stores;
+mod test;
 
 use std::process::ExitCode;
 
@@ -17,11 +21,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run every test, from formatting to the scenarios on a cluster
+    Test(test::Options),
+    /// Run csi-sanity against the driver
+    Sanity(sanity::Options),
+    /// Write the files that are derived from others: the CRDs, the chart's documentation
+    Generate(generate::Options),
+    /// Build the container images
+    Images(images::Options),
     /// Make, remove or enter a kind cluster
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Build the container images
-    Images(images::Options),
+    /// Run object stores until interrupted
+    #[command(subcommand)]
+    Stores(stores::Command),
 }
 
 fn main() -> ExitCode {
@@ -37,7 +50,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Cluster(command) => cluster::run(command),
+        Command::Test(options) => test::run(&options),
+        Command::Sanity(options) => sanity::run(&options),
+        Command::Generate(options) => generate::run(&options),
         Command::Images(options) => images::run(&options),
+        Command::Cluster(command) => cluster::run(command),
+        Command::Stores(command) => stores::run(command),
     }
 }
