@@ -5,6 +5,7 @@
 //! it hides the older ones. A [`Checkpoint`] writes memtables as new runs. Pages load on demand, so a map takes as
 //! little memory as its reader likes, and opening one loads nothing.
 
+mod cache;
 mod checkpoint;
 mod compact;
 mod cursor;
@@ -18,8 +19,10 @@ mod run;
 mod source;
 mod stored;
 mod view;
+mod volume_pages;
 mod walk;
 
+pub use cache::PageCache;
 pub use checkpoint::Checkpoint;
 pub use compact::{Compaction, Compactor};
 pub use diff::Diff;
@@ -31,6 +34,7 @@ pub use run::write_pages;
 pub use source::{Access, MapError, PageLimits, PageSource};
 pub use stored::{IndexRef, MapObject, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
 pub use view::{Layer, MapView};
+pub use volume_pages::VolumePages;
 pub use walk::{Walk, live_blocks, map_objects};
 
 #[cfg(test)]

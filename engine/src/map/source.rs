@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Extent, IndexRef, LoadedPage, PageRef};
-use crate::ids::{ObjectId, VolumeId};
+use crate::ids::{ObjectId, SessionId, VolumeId};
 
 /// Why the map could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -14,6 +14,12 @@ pub enum MapError {
     /// The store failed. `NotFound` means that a newer map has replaced the one that was asked, or damage.
     #[error("the map of the volume cannot be read or written: {0}")]
     Store(#[from] crate::store::StoreError),
+    /// An object of the map cannot be encoded or decoded.
+    #[error(transparent)]
+    Codec(#[from] crate::codec::CodecError),
+    /// A page belongs to a volume that is not known here.
+    #[error(transparent)]
+    UnknownAncestor(#[from] crate::lineage::UnknownAncestor),
     /// A page or an index does not say what its reference promises. Restore the volume from an archive, or salvage it.
     #[error("the map object {id} of volume {volume} is damaged: it holds {what}")]
     Damaged {
@@ -65,6 +71,9 @@ impl Default for PageLimits {
 /// that returns is durable. Objects that nothing names in the end are garbage for the collector.
 #[async_trait]
 pub trait PageSource: Send + Sync + Debug {
+    /// New objects are written by this session from now on; a sweeper tells by it which of them may be garbage.
+    fn begin_session(&self, session: SessionId);
+
     /// How large new objects may get.
     fn limits(&self) -> PageLimits {
         PageLimits::default()

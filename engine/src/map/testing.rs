@@ -12,7 +12,7 @@ use super::{
     SegmentRef, SegmentTable,
 };
 use crate::codec::Codec;
-use crate::ids::{ObjectId, RecordNumber, VolumeId};
+use crate::ids::{ObjectId, RecordNumber, SessionId, VolumeId};
 
 /// The volume whose maps are tested.
 pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -67,6 +67,8 @@ fn not_found(id: ObjectId) -> MapError {
 
 #[async_trait]
 impl PageSource for MemorySource {
+    fn begin_session(&self, _: SessionId) {}
+
     fn limits(&self) -> PageLimits {
         self.limits
     }
