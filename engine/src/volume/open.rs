@@ -110,6 +110,7 @@ impl Volume {
     pub async fn open(log: Log, options: OpenOptions, deadline: Instant) -> Result<Self, OpenError> {
         let mut sink = MapSink::new(Arc::clone(&options.pages));
         let (session, state) = open_session(&log, &options, &mut sink, deadline).await?;
+        options.pages.begin_session(session);
         let committed = state.control.buffer_complete;
         let dropped = options.buffer.bind(options.grant, committed)?;
         if dropped > 0 {
