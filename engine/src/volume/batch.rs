@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Limits, Overlay};
 use crate::codec::{self, Chunks, CodecError, EncodedSegment, Identity};
 use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, SessionId, VolumeId};
-use crate::log::{Log, LogError, Op, Record};
+use crate::log::{Log, LogError, Move, Op, Record};
 use crate::map::{self, Extent, PageSource, SegmentKind, SegmentRef};
 
 /// A segment on its way to the store.
@@ -27,17 +27,23 @@ pub(super) struct Batch {
     pub(super) inline: Option<Chunks>,
     /// What was discarded.
     pub(super) holes: Vec<Extent>,
+    /// Segments with copies of blocks that stay what they are.
+    pub(super) moved: Vec<Segment>,
+    /// Where those blocks were copied from, sorted.
+    pub(super) sources: Vec<Extent>,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.inline.is_none() && self.holes.is_empty()
+        self.segments.is_empty() && self.inline.is_none() && self.holes.is_empty() && self.moved.is_empty()
     }
 
     /// Both; `bulk` has no data for the record itself.
     pub(super) fn with(mut self, bulk: Self) -> Self {
         self.segments.extend(bulk.segments);
         self.holes.extend(bulk.holes);
+        self.moved.extend(bulk.moved);
+        self.sources.extend(bulk.sources);
         self
     }
 }
@@ -151,6 +157,22 @@ fn extents(batch: &Batch, volume: VolumeId, birth: RecordNumber) -> Vec<Extent> 
     extents
 }
 
+/// The moves of a batch's copies. A copied chunk lies within one source: chunks are made from one source each.
+fn moves(batch: &Batch, volume: VolumeId, birth: RecordNumber) -> Vec<Move> {
+    let copies = batch.moved.iter().flat_map(|Segment { id, chunks, .. }| {
+        codec::extents_of(chunks, SegmentRef { volume, birth, id: *id, kind: SegmentKind::Object })
+    });
+    let mut moves: Vec<Move> = copies
+        .filter_map(|to| {
+            let after = batch.sources.partition_point(|source| source.lba <= to.lba);
+            let source = batch.sources[..after].last().filter(|source| source.end() >= to.end())?;
+            Some(Move { to, from: source.slice(to.lba, to.end()).location? })
+        })
+        .collect();
+    moves.sort_by_key(|moved| moved.to.lba);
+    moves
+}
+
 /// Encodes the record that makes `batch` visible and does `ops`. More entries than fit a record are put into pages
 /// first; those of an attempt whose number was taken are garbage.
 pub(super) async fn encode_record(
@@ -165,6 +187,10 @@ pub(super) async fn encode_record(
         record.ops.push(Op::WritePages { pages: map::write_pages(pages, extents).await? });
     } else if !extents.is_empty() {
         record.ops.push(Op::Write { extents });
+    }
+    let moves = moves(batch, record.volume, record.number);
+    if !moves.is_empty() {
+        record.ops.push(Op::Relocate { moves });
     }
     record.ops.extend_from_slice(ops);
     Ok(codec::encode_record(record, batch.inline.as_ref(), log.key.as_ref())?)

@@ -5,16 +5,17 @@
 //!
 //! # Crash behaviour
 //! Its segments carry the id of their *run* where a session's carry the session's. A run that died leaves segments that
-//! nothing names; the next attempt at the same run may adopt them ([`Bulk::adopt`]), the collector removes them.
+//! nothing names, for the collector.
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::batch::{Batch, Segment};
 use super::{Appended, Volume, VolumeError, random_id};
-use crate::codec::{self, ChunkEntry, Chunks, Identity};
+use crate::codec::{self, Chunks, Identity};
 use crate::ids::{BLOCK_BYTES, ObjectId, SessionId};
 use crate::log::{Log, Op};
+use crate::map::Extent;
 use crate::pool::layout;
 use crate::store::StoreError;
 
@@ -52,6 +53,16 @@ impl Volume {
             batch: Batch::default(),
             uploaded_bytes: 0,
         }
+    }
+
+    /// Makes what [`Bulk::relocate`] has copied the place of those blocks, wherever the map still names the source, in
+    /// one record.
+    pub async fn commit_relocation(&self, mut bulk: Bulk) -> Result<Appended, VolumeError> {
+        bulk.seal().await?;
+        while bulk.land().await? {}
+        let mut batch = std::mem::take(&mut bulk.batch);
+        batch.moved = std::mem::take(&mut batch.segments);
+        self.request(Vec::new(), batch, false).await
     }
 
     /// Makes a bulk write visible in one record that also does `ops`, and waits for a checkpoint that covers it.
@@ -93,15 +104,16 @@ impl Bulk {
         Ok(())
     }
 
+    /// Copies the blocks of `from`, whose bytes are `data`, for [`Volume::commit_relocation`]. A bulk write either
+    /// writes or relocates.
+    pub async fn relocate(&mut self, from: Extent, data: &[u8]) -> Result<(), VolumeError> {
+        self.batch.sources.push(from);
+        self.write(from.lba, 0, data).await
+    }
+
     /// Adds a range that reads as zeros.
     pub fn discard(&mut self, lba: u64, blocks: u64) {
         self.batch.holes.extend(super::batch::hole(lba, blocks));
-    }
-
-    /// Adds a segment that an earlier attempt at this run has uploaded.
-    pub fn adopt(&mut self, id: ObjectId, chunks: Vec<ChunkEntry>) {
-        self.volume.shared.ownership().uploading.insert(id);
-        self.batch.segments.push(Segment { id, body: bytes::Bytes::new(), chunks });
     }
 
     /// Bytes uploaded so far by this attempt.

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::{Limits, Over, random_id};
 use crate::codec;
-use crate::ids::{ObjectId, RecordNumber, SessionId, SnapshotId};
+use crate::ids::{ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
 use crate::log::{Control, Log, LogError, Record};
-use crate::map::{Checkpoint, Compactor, Map, MapView, Root, SnapshotMap, StoredMap};
+use crate::map::{Access, Checkpoint, Compactor, Map, MapView, Root, RunRef, SnapshotMap, StoredMap};
 use crate::pool::layout;
 use crate::store::StoreError;
 
@@ -49,6 +49,8 @@ pub(super) struct Checkpointer {
     compactor: Compactor,
     /// Records that may never be deleted.
     kept: BTreeSet<RecordNumber>,
+    /// Whether the newest root names no ancestor.
+    pub(super) origins_forgotten: bool,
 }
 
 impl Checkpointer {
@@ -61,7 +63,7 @@ impl Checkpointer {
         snapshots: BTreeMap<SnapshotId, MapView>,
     ) -> Self {
         let (running, compactor) = (None, Compactor::default());
-        Self { log, session, limits, root, records: 0, snapshots, running, compactor, kept }
+        Self { log, session, limits, root, records: 0, snapshots, running, compactor, kept, origins_forgotten: false }
     }
 
     /// The record up to which a durable root covers the log.
@@ -94,7 +96,14 @@ impl Checkpointer {
     }
 
     /// Starts a checkpoint as of the last record if one is due, or `wanted`, and none is running.
-    pub(super) fn start_if_due(&mut self, map: &Map, control: &Control, next: RecordNumber, wanted: bool) {
+    pub(super) fn start_if_due(
+        &mut self,
+        map: &Map,
+        control: &Control,
+        next: RecordNumber,
+        wanted: bool,
+        hydrated: bool,
+    ) {
         let number = RecordNumber(next.0 - 1);
         let due = wanted
             || !self.snapshots.is_empty()
@@ -111,6 +120,7 @@ impl Checkpointer {
             control: control.clone(),
             frozen: map.freeze(),
             snapshots: self.snapshots.clone(),
+            hydrated,
         };
         self.running = Some(tokio::spawn(work.run(self.compactor.clone(), Instant::now() + PATIENCE)));
     }
@@ -139,6 +149,7 @@ impl Checkpointer {
             return Err(Over::Broken { reason: "a checkpoint does not fit the map it was made from".into() });
         }
         self.root = done.number;
+        self.origins_forgotten = done.stored.origins.is_empty();
         for (snapshot, map) in done.snapshots {
             self.snapshots.remove(&snapshot);
             if let Some(found) = control.snapshots.get_mut(&snapshot) {
@@ -157,6 +168,8 @@ struct Work {
     control: Control,
     frozen: MapView,
     snapshots: BTreeMap<SnapshotId, MapView>,
+    /// Whether the map may be written without its ancestors.
+    hydrated: bool,
 }
 
 impl Work {
@@ -184,9 +197,15 @@ impl Work {
             snapshots.insert(*snapshot, id);
         }
         let mut map = stored(&written, &self.frozen)?;
+        if self.hydrated {
+            compactor.request_full_merge();
+        }
         let budget = Compactor::budget(written.pages());
         if let Some(compacted) = compactor.step(self.frozen.source(), &map, budget).await? {
             map = compacted.map;
+        }
+        if self.hydrated && is_own(&self.frozen, &map, self.log.volume).await? {
+            map.origins.clear();
         }
         let root = Root {
             volume: self.log.volume,
@@ -207,6 +226,26 @@ impl Work {
         let done = Done { number: root.number, frozen: self.frozen, stored: root.map, snapshots };
         Ok((done, compactor))
     }
+}
+
+/// Whether every object that `map` names is the volume's own.
+async fn is_own(view: &MapView, map: &StoredMap, volume: VolumeId) -> Result<bool, LogError> {
+    for run in &map.runs {
+        let own = match run {
+            RunRef::Pages(pages) => pages.iter().all(|page| page.volume == volume),
+            RunRef::Indexed(indexes) => {
+                let mut own = indexes.iter().all(|index| index.volume == volume);
+                for index in indexes.iter().take_while(|index| index.volume == volume) {
+                    own &= view.source().index(index, Access::Scan).await?.iter().all(|page| page.volume == volume);
+                }
+                own
+            }
+        };
+        if !own {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Puts an object that nobody else puts.

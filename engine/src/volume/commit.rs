@@ -104,7 +104,8 @@ impl Committer {
                 return Over::Closed;
             }
             let wanted = !waiting.is_empty();
-            self.checkpointer.start_if_due(&self.map, &self.control, self.next, wanted);
+            let hydrated = self.shared.ownership().hydrated;
+            self.checkpointer.start_if_due(&self.map, &self.control, self.next, wanted, hydrated);
         }
     }
 
@@ -161,6 +162,7 @@ impl Committer {
         match done {
             Ok(done) => {
                 self.checkpointer.install(&self.map, &mut self.control, done)?;
+                self.shared.ownership().origins_forgotten = self.checkpointer.origins_forgotten;
                 let covers = self.checkpointer.covers();
                 let control = Arc::new(self.control.clone());
                 for Waiting { appended, reply } in
@@ -201,7 +203,7 @@ impl Committer {
         self.apply_to_map(&record).await?;
         self.shared.unlogged().sealed.drain(..sealed.len());
         let mut ownership = self.shared.ownership();
-        batch.segments.iter().for_each(|segment| {
+        batch.segments.iter().chain(&batch.moved).for_each(|segment| {
             ownership.uploading.remove(&segment.id);
         });
         drop(ownership);

@@ -26,6 +26,7 @@ mod checkpoint;
 mod commit;
 mod error;
 mod fetch;
+mod hydrate;
 mod open;
 mod overlay;
 mod read;
@@ -43,15 +44,17 @@ use batch::Batch;
 pub use bulk::Bulk;
 pub use error::{Over, VolumeError};
 pub use fetch::{FetchError, Fetcher};
+pub use hydrate::{Hydration, hydrate};
 pub use open::{OpenError, OpenOptions};
 use overlay::{Dirty, Overlay};
-pub use read::BlockReader;
+pub use read::{BlockReader, Blocks};
 use status::StatusBoard;
 
 use crate::buffer::{BufferError, DirtyBuffer, Mutation};
 use crate::codec::{self, Codec};
 use crate::ids::{BLOCK_BYTES, ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
 use crate::log::{Control, Log, Op};
+use crate::map::MapView;
 
 /// How long a single object's put is tried before who waits for it is told.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -130,6 +133,10 @@ struct Unlogged {
 struct Ownership {
     /// Segments put, or being put, that no record names yet.
     uploading: BTreeSet<ObjectId>,
+    /// No block of the head lies in an ancestor's segment any more.
+    hydrated: bool,
+    /// Neither does a durable root name an object of an ancestor.
+    origins_forgotten: bool,
 }
 
 #[derive(Debug)]
@@ -338,6 +345,24 @@ impl Volume {
     /// covers it.
     pub async fn append(&self, ops: Vec<Op>, checkpoint: bool) -> Result<Appended, VolumeError> {
         self.request(ops, Batch::default(), checkpoint).await
+    }
+
+    /// The head's map as it is in the log now, as a view that never changes.
+    pub fn frozen(&self) -> Option<MapView> {
+        match self.shared.reader.blocks() {
+            Blocks::Head(map) => Some(map.freeze()),
+            Blocks::Moment(_) => None,
+        }
+    }
+
+    /// Checkpoints until the head's map names no object of an ancestor, which a walk must have shown possible, and
+    /// writes a root that says so.
+    async fn forget_origins(&self) -> Result<(), VolumeError> {
+        self.shared.ownership().hydrated = true;
+        while !self.shared.ownership().origins_forgotten {
+            self.append(vec![Op::Noop], true).await?;
+        }
+        Ok(())
     }
 
     async fn request(&self, ops: Vec<Op>, bulk: Batch, checkpoint: bool) -> Result<Appended, VolumeError> {
