@@ -20,6 +20,7 @@ pub mod region;
 pub mod session;
 pub mod slots;
 pub mod stack;
+pub mod volume;
 
 pub use device::{BlockDevice, DeviceError};
 pub use incarnation::Incarnation;
