@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::env::Entropy;
 
 /// Bytes of a block, the unit of the map. Smaller accesses are read-modify-write.
@@ -19,6 +22,23 @@ pub struct ParseIdError {
     pub what: &'static str,
     /// What was found.
     pub text: String,
+}
+
+/// In JSON an id is its text.
+macro_rules! as_text {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+    };
 }
 
 macro_rules! id128 {
@@ -68,6 +88,8 @@ macro_rules! id128 {
                 }
             }
         }
+
+        as_text!($name);
     };
 }
 
@@ -123,6 +145,20 @@ impl fmt::Display for SnapshotId {
     }
 }
 
+impl FromStr for SnapshotId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let id = u64::from_str_radix(text, 16).map(Self);
+        // Only the canonical spelling: no sign, no leading zeros, lower case.
+        id.ok()
+            .filter(|id| id.to_string() == text)
+            .ok_or_else(|| ParseIdError { what: "snapshot id", text: text.into() })
+    }
+}
+
+as_text!(SnapshotId);
+
 /// What CSI calls a volume's handle, `<pool-id>-<volume-id>`, or a snapshot's, `<pool-id>-<volume-id>-<snapshot>`:
 /// lower-case hexadecimal, at most 82 bytes, valid in every cluster that reaches the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,10 +187,7 @@ impl FromStr for Handle {
         let pool = parts.next().unwrap_or_default().parse().map_err(|_| malformed())?;
         let volume = parts.next().ok_or_else(malformed)?.parse().map_err(|_| malformed())?;
         let snapshot = match parts.next() {
-            Some(digits) => {
-                let number = u64::from_str_radix(digits, 16).map_err(|_| malformed())?;
-                Some(SnapshotId(number))
-            }
+            Some(digits) => Some(digits.parse().map_err(|_| malformed())?),
             None => None,
         };
         let handle = Self { pool, volume, snapshot };
@@ -162,6 +195,8 @@ impl FromStr for Handle {
         if parts.next().is_some() || handle.to_string() != text { Err(malformed()) } else { Ok(handle) }
     }
 }
+
+as_text!(Handle);
 
 #[cfg(test)]
 mod tests {

@@ -75,7 +75,8 @@ pub const NAME_BYTES_MAX: usize = 1024;
 pub const META_BYTES_MAX: usize = 16 << 10;
 
 /// How a chunk's blocks are compressed before they are sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Codec {
     /// Not at all: compression would not have made them smaller.

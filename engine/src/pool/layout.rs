@@ -2,6 +2,8 @@
 //!
 //! Numbers have 20 decimal digits, so that key order is number order.
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 use crate::ids::{GrantId, ObjectId, RecordNumber, SnapshotId, VolumeId};
 
 /// The pool's own description.
@@ -16,6 +18,53 @@ pub const SNAPSHOTS: &str = "snapshots/";
 pub const KEYS: &str = "keys/";
 /// Registered nodes.
 pub const NODES: &str = "nodes/";
+
+/// How a name appears in keys: its SHA-256 in hexadecimal, so that any name makes a valid key of one length.
+pub fn name_hash(name: &str) -> String {
+    hex::encode(digest(&SHA256, name.as_bytes()))
+}
+
+/// A generation of the wrapped master key.
+pub fn key_generation(number: u64) -> String {
+    format!("{KEYS}{number:020}")
+}
+
+/// The bindings of one volume name, given by its hash.
+pub fn bindings(hash: &str) -> String {
+    format!("{NAMES}{hash}/")
+}
+
+/// A binding of a volume name, given by its hash.
+pub fn binding(hash: &str, number: u64) -> String {
+    format!("{NAMES}{hash}/{number:020}")
+}
+
+/// The hash and the number that a binding's key names.
+pub fn binding_in(key: &str) -> Option<(&str, u64)> {
+    let (hash, number) = key.strip_prefix(NAMES)?.split_once('/')?;
+    Some((hash, number.parse().ok()?))
+}
+
+/// A key after all bindings of the volume name with this hash, and before those of the next.
+pub fn after_bindings(hash: &str) -> String {
+    // The character after the slash.
+    format!("{NAMES}{hash}0")
+}
+
+/// The binding of a snapshot name, given by its hash.
+pub fn snapshot_binding(hash: &str) -> String {
+    format!("{SNAPSHOTS}{hash}")
+}
+
+/// The hash that a snapshot binding's key names.
+pub fn snapshot_hash_in(key: &str) -> Option<&str> {
+    key.strip_prefix(SNAPSHOTS)
+}
+
+/// A node's registration. Kubernetes' node names hold nothing that a key may not.
+pub fn node(name: &str) -> String {
+    format!("{NODES}{name}")
+}
 
 /// Everything of one volume.
 pub fn volume(volume: VolumeId) -> String {
@@ -85,7 +134,7 @@ pub fn pin(volume: VolumeId, clone: VolumeId, snapshot: SnapshotId) -> String {
 /// The clone and the snapshot that a pin's key names.
 pub fn pin_in(key: &str) -> Option<(VolumeId, SnapshotId)> {
     let (clone, snapshot) = last(key).split_once('.')?;
-    Some((clone.parse().ok()?, SnapshotId(u64::from_str_radix(snapshot, 16).ok()?)))
+    Some((clone.parse().ok()?, snapshot.parse().ok()?))
 }
 
 /// The number that a record's or root's key ends in.
@@ -112,6 +161,15 @@ mod tests {
         let keys: Vec<_> = [1, 9, 10, 99, 1 << 40, u64::MAX].map(|n| record(volume, RecordNumber(n))).into();
         assert!(keys.is_sorted());
         assert_eq!(number_in(&keys[4]), Some(RecordNumber(1 << 40)));
+    }
+
+    #[test]
+    fn bindings_of_one_name_lie_together() {
+        let (hash, next) = (name_hash("a"), name_hash("b"));
+        let key = binding(&hash, u64::MAX);
+        assert_eq!(binding_in(&key), Some((hash.as_str(), u64::MAX)));
+        assert!(key.starts_with(&bindings(&hash)) && key < after_bindings(&hash));
+        assert_eq!(after_bindings(&hash) < binding(&next, 1), hash < next);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod config;
 mod directory;
 mod memory;
 mod remote;
+mod retry;
 mod selftest;
 
 use std::fmt::Debug;
@@ -25,6 +26,7 @@ pub use config::{ConfigError, ConnectError, Credentials, Encryption, PoolConfig}
 pub use directory::Directory;
 pub use memory::Memory;
 pub use remote::Remote;
+pub use retry::{Backoff, retry};
 pub use selftest::{UnfitStore, self_test};
 
 /// An object as a listing shows it.
