@@ -1,0 +1,153 @@
+//! The parameters of a StorageClass.
+
+use std::collections::HashMap;
+
+use tonic::Status;
+
+/// Parameters with this prefix belong to Kubernetes' sidecars. They take out those they know; the name and namespace
+/// of the claim come through when the provisioner runs with `--extra-create-metadata`.
+const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
+
+/// The parameter that names the file system, for callers other than the provisioner (which moves it into the
+/// capability).
+const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
+
+/// How a volume's chunks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Codec {
+    /// LZ4.
+    #[default]
+    Lz4,
+    /// Zstandard.
+    Zstd,
+    /// Not at all.
+    Raw,
+}
+
+impl Codec {
+    /// Its name in a StorageClass.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+/// When an fsync returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// When the store has it.
+    #[default]
+    Remote,
+}
+
+impl Durability {
+    /// Its name in a StorageClass.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Remote => "remote",
+        }
+    }
+}
+
+/// What a StorageClass can set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parameters {
+    /// The pool, by its local name.
+    pub pool: Option<String>,
+    /// The file system, where the capability names none.
+    pub fs_type: Option<String>,
+    /// The compression.
+    pub codec: Codec,
+    /// When an fsync returns.
+    pub durability: Durability,
+}
+
+impl Parameters {
+    /// Reads the parameters. One that is unknown or has an impossible value is named in an `INVALID_ARGUMENT`.
+    pub fn parse(given: &HashMap<String, String>) -> Result<Self, Status> {
+        let mut parameters = Self::default();
+        for (name, value) in given {
+            match name.as_str() {
+                "pool" => parameters.pool = Some(value.clone()),
+                "codec" => {
+                    parameters.codec = match value.as_str() {
+                        "lz4" => Codec::Lz4,
+                        "zstd" => Codec::Zstd,
+                        "raw" => Codec::Raw,
+                        _ => return Err(impossible(name, value, "lz4, zstd or raw")),
+                    }
+                }
+                "durability" => {
+                    parameters.durability = match value.as_str() {
+                        "remote" => Durability::Remote,
+                        _ => return Err(impossible(name, value, "remote")),
+                    }
+                }
+                FS_TYPE => parameters.fs_type = Some(value.clone()),
+                sidecars if sidecars.starts_with(SIDECAR_PREFIX) => {}
+                _ => {
+                    return Err(Status::invalid_argument(format!(
+                        "the StorageClass sets {name:?}, which is no parameter; known are pool, codec, durability \
+                         and {FS_TYPE}"
+                    )));
+                }
+            }
+        }
+        Ok(parameters)
+    }
+}
+
+fn impossible(name: &str, value: &str, possible: &str) -> Status {
+    Status::invalid_argument(format!("the StorageClass sets {name} to {value:?}; it can be {possible}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(given: &[(&str, &str)]) -> Result<Parameters, Status> {
+        Parameters::parse(&given.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect())
+    }
+
+    #[test]
+    fn every_parameter_is_read() {
+        let read = parse(&[
+            ("pool", "fast"),
+            ("codec", "zstd"),
+            ("durability", "remote"),
+            ("csi.storage.k8s.io/fstype", "xfs"),
+            ("csi.storage.k8s.io/pvc/name", "data"),
+        ])
+        .expect("all are known");
+        assert_eq!(
+            read,
+            Parameters {
+                pool: Some("fast".into()),
+                fs_type: Some("xfs".into()),
+                codec: Codec::Zstd,
+                durability: Durability::Remote
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_named() {
+        let status = parse(&[("pool", "fast"), ("poool", "x")]).expect_err("poool is unknown");
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(status.message().contains("\"poool\""), "{}", status.message());
+    }
+
+    #[test]
+    fn an_impossible_value_is_named_with_the_possible_ones() {
+        let status = parse(&[("codec", "gzip")]).expect_err("gzip is no codec");
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(
+            status.message().contains("gzip") && status.message().contains("zstd"),
+            "{}",
+            status.message()
+        );
+    }
+}
