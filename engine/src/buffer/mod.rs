@@ -10,14 +10,18 @@
 //! One process at a time uses a buffer: a successor waits for the old process's death.
 
 mod memory;
+mod region;
+mod ring;
 
 use std::fmt::Debug;
 
 use bytes::Bytes;
 
-use crate::ids::GrantId;
-
 pub use memory::MemoryBuffer;
+pub use region::{MemoryRegion, Region};
+pub use ring::Ring;
+
+use crate::ids::GrantId;
 
 /// A write or a discard, as it was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +55,14 @@ pub enum BufferError {
         len: usize,
         /// Bytes of the buffer.
         capacity: usize,
+    },
+    /// The memory given to the buffer cannot hold even one block.
+    #[error("a dirty buffer of {len} bytes is too small; it needs {min} bytes at least")]
+    TooSmall {
+        /// Bytes of the memory.
+        len: usize,
+        /// Bytes that it needs.
+        min: usize,
     },
     /// What lies in the buffer is not what was put there.
     #[error("the dirty buffer is damaged at byte {at}: {reason}")]
