@@ -24,7 +24,7 @@ pub trait Region: Send + Sync + Debug {
     fn write_at(&self, offset: usize, bytes: &[u8]);
 }
 
-/// A region in the memory of this process: for jobs that nobody takes over, and for tests.
+/// A region in the memory of this process: to test and simulate what happens to one that outlives it.
 #[derive(Debug)]
 pub struct MemoryRegion {
     bytes: Mutex<Vec<u8>>,

@@ -195,7 +195,7 @@ impl Ring {
             return;
         }
         let freed = ((number - state.header.freed) as usize).min(state.ends.len());
-        let tail = state.ends.drain(..freed).last().unwrap_or(state.header.tail);
+        let tail = state.ends.drain(..freed).next_back().unwrap_or(state.header.tail);
         // The header first: were it torn, the entries are still there.
         self.put_header(state, Header { freed: number, tail, ..state.header });
     }

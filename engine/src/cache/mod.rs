@@ -1,10 +1,25 @@
 //! Chunks kept near: what was read from the store, still sealed, so that a disk never sees plaintext and every use
 //! checks what it got. Keys are random ids, so an entry is never stale, and clones share entries.
+//!
+//! [`MemoryCache`] is the small, fast tier, [`DiskCache`] the large one that survives a restart; [`Tiers`] puts the one
+//! before the other. One of them serves all volumes of a process. That a chunk which many wait for is fetched once is
+//! the reader's business.
+
+mod disk;
+mod memory;
+mod shelf;
+mod stats;
+mod tiers;
 
 use std::fmt::Debug;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use disk::{CacheError, DiskCache};
+pub use memory::MemoryCache;
+pub use stats::CacheStats;
+pub use tiers::Tiers;
 
 use crate::ids::ObjectId;
 
