@@ -140,7 +140,7 @@ fn a_target_that_cannot_work_is_refused() {
         (
             "/metadata/name",
             json!("t".repeat(33)),
-            "the name begins those of its points: at most 32 lower-case letters, digits and dashes",
+            "the name begins those of its points: at most 32 characters without a dot",
         ),
     ] {
         assert_eq!(refusals::<ArchiveTarget>(&with(target(), pointer, value), None), [message], "{pointer}");

@@ -91,7 +91,8 @@ where
     api.patch(name, &params, &Patch::Merge(change)).await.doing(|| format!("change {} {name}", K::kind(&())))
 }
 
-/// Writes the status if it differs from the one the object has. An object deleted meanwhile is no error.
+/// Writes the status if it differs from the one the object has, and only on the version of the object that was
+/// read: two controllers that write one status do not undo each other's news. An object deleted meanwhile is no error.
 pub async fn write_status<K, S>(api: &Api<K>, object: &K, before: Option<&S>, after: &S) -> Result<(), Error>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -104,7 +105,10 @@ where
     // Replacing the whole status, so that what is left out disappears: a merge would keep it.
     let after = serde_json::to_value(after).unwrap_or(Value::Null);
     let before = before.and_then(|status| serde_json::to_value(status).ok()).unwrap_or(Value::Null);
-    let change = json!({"status": replacing(&before, after)});
+    let change = json!({
+        "metadata": {"resourceVersion": object.meta().resource_version},
+        "status": replacing(&before, after),
+    });
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     match api.patch_status(&name, &params, &Patch::Merge(&change)).await {
         Ok(_) => Ok(()),

@@ -27,6 +27,9 @@ pub enum Error {
         #[source]
         source: StoreError,
     },
+    /// A reconcile took so long that it was ended.
+    #[error("no end after {0:?}; the API server or a store does not answer")]
+    TooSlow(Duration),
     /// A certificate could not be made or read.
     #[error("certificate in Secret {secret}: {why}; delete the Secret to have a new one made")]
     Certificate {
@@ -66,7 +69,7 @@ impl Error {
                 _ => Duration::from_secs(15),
             },
             Self::Store { .. } => Duration::from_secs(30),
-            Self::Incomplete { .. } => Duration::from_secs(15),
+            Self::Incomplete { .. } | Self::TooSlow(_) => Duration::from_secs(15),
             Self::Certificate { .. } | Self::Startup { .. } => Duration::from_secs(60),
         }
     }

@@ -257,7 +257,10 @@ fn volumes(settings: &Settings, target: &ArchiveTarget, work: Work<'_>) -> (Vec<
     if let Some(path) = &settings.pool_host_path {
         volumes.push(Volume {
             name: "pool-directory".to_owned(),
-            host_path: Some(HostPathVolumeSource { path: path.clone(), type_: Some("Directory".to_owned()) }),
+            host_path: Some(HostPathVolumeSource {
+                path: path.clone(),
+                type_: Some("DirectoryOrCreate".to_owned()),
+            }),
             ..Volume::default()
         });
         mounts.push(mount("pool-directory", path, false));

@@ -40,7 +40,7 @@ pub struct RunLabels {
 pub struct ReconcileLabels {
     /// The kind it reconciles.
     pub controller: &'static str,
-    /// `ok` or `error`.
+    /// `ok`, `conflict` or `error`.
     pub result: &'static str,
 }
 

@@ -13,9 +13,9 @@ use holdfast_api::{ArchiveTarget, ArchivedSnapshot, SnapshotPolicy, labels};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
-use kube::runtime::controller::Action;
+use kube::runtime::controller::{Action, Error as ReconcileError};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
@@ -24,7 +24,7 @@ use crate::certificates;
 use crate::context::Context;
 use crate::error::Error;
 use crate::lease::{Candidate, Timing};
-use crate::metrics::ReconcileLabels;
+use crate::metrics::{PolicyLabels, ReconcileLabels};
 use crate::policy;
 use crate::restore;
 use crate::server::Health;
@@ -37,6 +37,8 @@ pub const LEASE: &str = "holdfast-operator";
 const CONCURRENCY: u16 = 8;
 /// Changes that come together are reconciled together.
 const DEBOUNCE: Duration = Duration::from_millis(500);
+/// The longest that one reconcile may take.
+const RECONCILE_LIMIT: Duration = Duration::from_secs(300);
 /// Between two looks at the certificates.
 const CERTIFICATES: Duration = Duration::from_secs(600);
 /// Between two tries to make certificates.
@@ -75,6 +77,7 @@ async fn lead(ctx: &Arc<Context>) {
     tokio::join!(
         certificates(ctx),
         policies(ctx),
+        forget_policies(ctx),
         archived_snapshots(ctx),
         targets(ctx),
         restores(ctx),
@@ -132,6 +135,20 @@ async fn policies(ctx: &Arc<Context>) {
         .watches(ctx.everywhere::<VolumeSnapshot>(), labelled(labels::POLICY), of_snapshot)
         .watches(ctx.everywhere::<ArchivedSnapshot>(), labelled(labels::POLICY), of_point);
     drive(controller, "SnapshotPolicy", policy::reconcile, ctx).await;
+}
+
+/// Drops the metrics of policies that are gone. They have no finalizer, so no reconcile sees them go.
+async fn forget_policies(ctx: &Arc<Context>) {
+    watcher(ctx.everywhere::<SnapshotPolicy>(), watcher::Config::default())
+        .default_backoff()
+        .for_each(|event| {
+            if let Ok(watcher::Event::Delete(policy)) = event {
+                let namespace = policy.namespace().unwrap_or_default();
+                ctx.metrics.forget_policy(&PolicyLabels { namespace, policy: policy.name_any() });
+            }
+            std::future::ready(())
+        })
+        .await;
 }
 
 async fn archived_snapshots(ctx: &Arc<Context>) {
@@ -224,18 +241,24 @@ where
 }
 
 /// Runs a controller, counting and logging how its reconciles end.
-async fn drive<K, F, R>(controller: Controller<K>, kind: &'static str, reconcile: F, ctx: &Arc<Context>)
+async fn drive<K, F, R>(controller: Controller<K>, kind: &'static str, mut reconcile: F, ctx: &Arc<Context>)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     F: FnMut(Arc<K>, Arc<Context>) -> R,
     R: Future<Output = Result<Action, Error>> + Send + 'static,
 {
     let on_error = |_: Arc<K>, error: &Error, _: Arc<Context>| Action::requeue(error.retry_after());
+    let limited = move |object, ctx| {
+        let work = tokio::time::timeout(RECONCILE_LIMIT, reconcile(object, ctx));
+        async move { work.await.unwrap_or(Err(Error::TooSlow(RECONCILE_LIMIT))) }
+    };
     controller
-        .run(reconcile, on_error, Arc::clone(ctx))
+        .run(limited, on_error, Arc::clone(ctx))
         .for_each(|result| {
             let outcome = match &result {
                 Ok(_) => "ok",
+                // Somebody else was first; the next try sees what they wrote.
+                Err(ReconcileError::ReconcilerFailed(error, _)) if error.is_conflict() => "conflict",
                 Err(error) => {
                     tracing::warn!(kind, %error, "reconcile");
                     "error"

@@ -3,24 +3,23 @@
 use async_trait::async_trait;
 use holdfast_api::ArchiveSource;
 use holdfast_api::jiff::Timestamp;
+use holdfast_engine::store::PoolConfig;
 use thiserror::Error;
-
-use crate::pool_file::PoolFile;
 
 /// Looks into pools. Implementations bound the time of each call, and may keep pools open between calls.
 #[async_trait]
 pub trait ArchiveStore: Send + Sync {
     /// Loads the pool, making it if there is none, and runs the self-test when it is loaded for the first time.
-    async fn probe(&self, pool: &PoolFile) -> Result<PoolSummary, StoreError>;
+    async fn probe(&self, pool: &PoolConfig) -> Result<PoolSummary, StoreError>;
 
     /// All points in the pool that can be restored, of every cluster.
-    async fn points(&self, pool: &PoolFile) -> Result<Vec<ArchivedPoint>, StoreError>;
+    async fn points(&self, pool: &PoolConfig) -> Result<Vec<ArchivedPoint>, StoreError>;
 
     /// How far the volume with that CSI handle has been copied back from an archive. `pools` are the pools that hold
     /// live volumes; the handle's pool id says which. `None` when no such volume exists or it was not restored.
     async fn hydration(
         &self,
-        pools: &[PoolFile],
+        pools: &[PoolConfig],
         volume_handle: &str,
     ) -> Result<Option<Hydration>, StoreError>;
 }
@@ -47,6 +46,8 @@ pub struct ArchivedPoint {
     pub source: ArchiveSource,
     /// The least size of a volume restored from it.
     pub restore_size_bytes: u64,
+    /// Bytes that differed from the point before and were sent for it, where that was recorded.
+    pub changed_bytes: Option<u64>,
     /// The promise written into it; `None` when it has no end.
     pub expires_at: Option<Timestamp>,
 }

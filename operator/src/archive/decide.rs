@@ -171,6 +171,7 @@ mod tests {
                 fs_type: None,
             },
             restore_size_bytes: 1,
+            changed_bytes: None,
             expires_at: None,
         }
     }

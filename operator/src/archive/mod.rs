@@ -49,6 +49,10 @@ pub async fn reconcile(point: Arc<ArchivedSnapshot>, ctx: Arc<Context>) -> Resul
     if point.spec.snapshot_handle.is_some() && matches!(status.phase, Phase::Complete | Phase::Missing) {
         return keep_restores(&ctx, &point, status).await;
     }
+    if point.spec.origin.is_none() {
+        // Found in the target: the target's controller describes it.
+        return Ok(Action::requeue(WAIT));
+    }
     let targets = ctx.everywhere::<ArchiveTarget>();
     let Some(target) = api::get(&targets, &point.spec.target_name).await? else {
         let verdict =
@@ -145,7 +149,7 @@ async fn find_point(
         Ok(file) => file,
         Err(trouble) => return Ok(Err(trouble.message)),
     };
-    Ok(match ctx.ask(ctx.store.points(&file)).await {
+    Ok(match ctx.ask(ctx.store.points(file.config())).await {
         Ok(points) => Ok(points.into_iter().find(|point| point.name == name)),
         Err(error) => Err(format!("{}: {error}", target.name_any())),
     })
@@ -283,17 +287,16 @@ async fn complete(
     found: &ArchivedPoint,
 ) -> Result<Action, Error> {
     let api = ctx.everywhere::<ArchivedSnapshot>();
-    if point.spec.snapshot_handle.is_none() {
-        let change = json!({"spec": {"snapshotHandle": found.handle}});
-        api::merge(&api, &point.name_any(), &change).await?;
-    }
-    // A Job that ended between two looks has told its last numbers to nobody: it moved all there was.
-    if let Some(progress) = status.progress.as_mut() {
-        progress.transferred_bytes = progress.transferred_bytes.max(progress.changed_bytes);
+    let change = json!({
+        "metadata": {"resourceVersion": point.resource_version()},
+        "spec": {"snapshotHandle": found.handle},
+    });
+    let point = &api::merge(&api, &point.name_any(), &change).await?;
+    describe_point(&mut status, found);
+    if let Some(progress) = &status.progress {
         let labels = TargetLabels { target: point.spec.target_name.clone() };
         ctx.metrics.archived.get_or_create(&labels).inc_by(progress.transferred_bytes);
     }
-    describe_point(&mut status, found);
     count_run(ctx, point, "complete");
     let note =
         format!("{} of {} is in {}", found.handle, point.spec.source.claim_name, point.spec.target_name);
@@ -305,6 +308,12 @@ async fn complete(
 /// Fills in what the target says about a point.
 pub fn describe_point(status: &mut ArchivedSnapshotStatus, found: &ArchivedPoint) {
     status.phase = Phase::Complete;
+    if let Some(bytes) = found.changed_bytes {
+        status.progress = Some(Progress { changed_bytes: bytes, transferred_bytes: bytes });
+    } else if let Some(progress) = status.progress.as_mut() {
+        // A Job that ended between two looks has told its last numbers to nobody: it moved all there was.
+        progress.transferred_bytes = progress.transferred_bytes.max(progress.changed_bytes);
+    }
     status.restore_size = Some(ByteQuantity::from_bytes(found.restore_size_bytes));
     status.expires_at = found.expires_at.map(|time: Timestamp| Time(conditions::whole_seconds(time)));
 }

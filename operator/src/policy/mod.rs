@@ -28,7 +28,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::metrics::PolicyLabels;
 use crate::policy::observe::{Observed, observe};
-use crate::policy::plan::{Plan, plan};
+use crate::policy::plan::{Plan, Take, plan};
 use crate::policy::status::{Report, report};
 use crate::snapshots::{VolumeSnapshot, VolumeSnapshotContent};
 
@@ -40,14 +40,15 @@ pub async fn reconcile(policy: Arc<SnapshotPolicy>, ctx: Arc<Context>) -> Result
     let labels =
         PolicyLabels { namespace: policy.namespace().unwrap_or_default(), policy: policy.name_any() };
     if policy.metadata.deletion_timestamp.is_some() {
-        ctx.metrics.forget_policy(&labels);
         return Ok(Action::await_change());
     }
     let seen = observe(&ctx, (*policy).clone()).await?;
-    let plan = plan(&seen);
-    apply(&ctx, &seen, &plan).await?;
+    let mut plan = plan(&seen);
+    let applied = apply(&ctx, &seen, &mut plan).await;
+    // What could not be applied is reported too, or the user would look at an old status.
     let report = report(&seen, &plan);
     publish(&ctx, &seen, &report, &labels).await?;
+    applied?;
     Ok(Action::requeue(wait(seen.now, plan.next_run, report.next_breach)))
 }
 
@@ -60,34 +61,40 @@ fn wait(now: Timestamp, next_run: Option<Timestamp>, next_breach: Option<Timesta
     wait.unwrap_or(REFRESH).clamp(Duration::from_secs(1), REFRESH)
 }
 
-async fn apply(ctx: &Context, seen: &Observed, plan: &Plan) -> Result<(), Error> {
-    let policy = &seen.policy;
-    let namespace = policy.namespace().unwrap_or_default();
-    let snapshots = ctx.within::<VolumeSnapshot>(&namespace);
+/// Carries the plan out. A volume whose snapshot cannot be taken does not hold the others up; the first such error is
+/// returned in the end.
+async fn apply(ctx: &Context, seen: &Observed, plan: &mut Plan) -> Result<(), Error> {
+    let mut first_error = Ok(());
     for take in &plan.take {
-        let volumes = ctx.everywhere::<PersistentVolume>();
-        let volume = api::get(&volumes, &take.claim.volume_name).await?.unwrap_or_default();
-        let snapshot = build::volume_snapshot(policy, take, &volume);
-        if api::create(&snapshots, &snapshot).await? == Created::Now {
-            let note = format!("snapshot {} of {} for {}", take.name, take.claim.name, take.slot);
-            ctx.event(policy, EventType::Normal, "SnapshotTaken", &note).await;
+        if let Err(error) = take_snapshot(ctx, seen, take).await {
+            plan.held.insert(take.claim.name.clone(), error.to_string());
+            first_error = first_error.and(Err(error));
         }
     }
     for snapshot in &plan.archive {
         archive(ctx, seen, snapshot).await?;
     }
+    let namespace = seen.policy.namespace().unwrap_or_default();
     for name in &plan.delete {
-        api::delete(&snapshots, name).await?;
-        ctx.event(
-            policy,
-            EventType::Normal,
-            "SnapshotExpired",
-            &format!("snapshot {name} is past its retention"),
-        )
-        .await;
+        api::delete(&ctx.within::<VolumeSnapshot>(&namespace), name).await?;
+        let note = format!("snapshot {name} is past its retention");
+        ctx.event(&seen.policy, EventType::Normal, "SnapshotExpired", &note).await;
     }
     for name in &plan.forget {
         api::delete(&ctx.everywhere::<ArchivedSnapshot>(), name).await?;
+    }
+    first_error
+}
+
+async fn take_snapshot(ctx: &Context, seen: &Observed, take: &Take) -> Result<(), Error> {
+    let policy = &seen.policy;
+    let volumes = ctx.everywhere::<PersistentVolume>();
+    let volume = api::get(&volumes, &take.claim.volume_name).await?.unwrap_or_default();
+    let snapshot = build::volume_snapshot(policy, take, &volume);
+    let snapshots = ctx.within::<VolumeSnapshot>(&policy.namespace().unwrap_or_default());
+    if api::create(&snapshots, &snapshot).await? == Created::Now {
+        let note = format!("snapshot {} of {} for {}", take.name, take.claim.name, take.slot);
+        ctx.event(policy, EventType::Normal, "SnapshotTaken", &note).await;
     }
     Ok(())
 }

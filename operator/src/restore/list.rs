@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use holdfast_api::archived::{MAX_LISTED_RESTORES, Restore};
 use holdfast_api::{ArchivedSnapshot, labels};
+use holdfast_engine::store::PoolConfig;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -16,7 +17,6 @@ use kube::api::ListParams;
 use crate::api;
 use crate::context::Context;
 use crate::error::{Doing, Error};
-use crate::pool_file::PoolFile;
 use crate::snapshots::VolumeSnapshotContent;
 
 /// Between two looks while a volume is copied back.
@@ -84,7 +84,7 @@ async fn claims_of(ctx: &Context, content: &VolumeSnapshotContent) -> Result<Vec
 /// How far one restore is; `None` when the claim is gone.
 async fn look(
     ctx: &Context,
-    pools: &[PoolFile],
+    pools: &[PoolConfig],
     namespace: &str,
     claim_name: &str,
     before: Option<&Restore>,
@@ -118,16 +118,14 @@ async fn look(
 }
 
 /// The files of the pools that hold live volumes.
-async fn pools(ctx: &Context) -> Result<Vec<PoolFile>, Error> {
+async fn pools(ctx: &Context) -> Result<Vec<PoolConfig>, Error> {
     let secret = api::get(&ctx.own::<Secret>(), &ctx.settings.pools_secret).await?;
     let data = secret.and_then(|secret| secret.data).unwrap_or_default();
-    let read = |(name, text): (&String, &k8s_openapi::ByteString)| match serde_yaml::from_slice(&text.0) {
-        Ok(file) => Some(file),
-        Err(_) => {
-            // The parser's message might quote a credential.
-            tracing::warn!(secret = ctx.settings.pools_secret, file = name, "not a pool file");
-            None
-        }
+    let read = |(name, text): (&String, &k8s_openapi::ByteString)| {
+        let parsed = std::str::from_utf8(&text.0).ok().map(PoolConfig::parse)?;
+        let note =
+            |error: &_| tracing::warn!(secret = ctx.settings.pools_secret, file = name, %error, "not a pool");
+        parsed.inspect_err(note).ok()
     };
     Ok(data.iter().filter_map(read).collect())
 }

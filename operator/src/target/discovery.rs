@@ -39,7 +39,7 @@ pub struct Sides<'a> {
 #[derive(Debug, Default)]
 pub struct Difference {
     /// Points to make known.
-    pub create: Vec<ArchivedSnapshot>,
+    pub create: Vec<(ArchivedSnapshot, ArchivedPoint)>,
     /// Known points and what the target says of them.
     pub found: Vec<(ArchivedSnapshot, ArchivedPoint)>,
     /// Known points that the target no longer has.
@@ -62,7 +62,7 @@ pub fn compare(sides: &Sides<'_>) -> Difference {
     for point in sides.points.iter().filter(|point| !known_handles.contains(point.handle.as_str())) {
         let name = object_name(sides, point);
         if !known_names.contains(&name) {
-            difference.create.push(discovered(sides, name, point));
+            difference.create.push((discovered(sides, name, point), point.clone()));
         }
     }
     for known in sides.known {
@@ -166,6 +166,7 @@ mod tests {
                 fs_type: None,
             },
             restore_size_bytes: 1 << 30,
+            changed_bytes: None,
             expires_at: expires.map(at),
         }
     }
@@ -203,11 +204,11 @@ mod tests {
             point("here", "data", "h2", "2026-11-21T00:00:00Z", None),
         ];
         let difference = compare(&sides(&points, &[]));
-        let names: Vec<String> = difference.create.iter().map(|object| object.name_any()).collect();
+        let names: Vec<String> = difference.create.iter().map(|(object, _)| object.name_any()).collect();
         assert_eq!(names, [names::discovered("offsite", "h1"), "offsite-h2".to_owned()]);
-        assert_eq!(difference.create[0].spec.source.cluster_uid, "there");
+        assert_eq!(difference.create[0].0.spec.source.cluster_uid, "there");
 
-        let again: Vec<ArchivedSnapshot> = difference.create;
+        let again: Vec<ArchivedSnapshot> = difference.create.into_iter().map(|(object, _)| object).collect();
         assert!(compare(&sides(&points, &again)).create.is_empty(), "once known, not made again");
     }
 

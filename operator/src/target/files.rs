@@ -67,13 +67,13 @@ async fn build(
     }
     let user_secret = |name| data.get(name).map(|data| UserSecret { name, data });
     let (access, key) = (access.and_then(user_secret), key.and_then(user_secret));
-    Ok(PoolFile::build(&target.spec.url, access.as_ref(), key.as_ref()).map_err(Trouble::from))
+    Ok(PoolFile::build(&target.spec.url, access, key).map_err(Trouble::from))
 }
 
 /// Puts the target's file into a Secret. Whether the Secret changed.
 pub async fn put(ctx: &Context, secret_name: &str, target: &str, file: &PoolFile) -> Result<bool, Error> {
     let secrets: Api<Secret> = ctx.own();
-    let text = ByteString(file.to_yaml().into_bytes());
+    let text = ByteString(file.text().as_bytes().to_vec());
     let key = key(target);
     let before = api::get(&secrets, secret_name).await?;
     if before.and_then(|secret| secret.data).is_some_and(|data| data.get(&key) == Some(&text)) {

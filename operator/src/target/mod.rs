@@ -140,7 +140,7 @@ async fn ready(
         Err(trouble) => return Ok(Err(trouble)),
     };
     // The test comes first: a store that would corrupt volumes is not given to anybody.
-    let summary = match ctx.ask(ctx.store.probe(&writer)).await {
+    let summary = match ctx.ask(ctx.store.probe(writer.config())).await {
         Ok(summary) => summary,
         Err(error) => return Ok(Err(error.into())),
     };
@@ -153,7 +153,7 @@ async fn ready(
         let generation = format!("{name}-{}", ctx.now().as_second());
         distribution::nudge(ctx, &generation).await?;
     }
-    Ok(ctx.ask(ctx.store.points(&writer)).await.map_err(Trouble::from))
+    Ok(ctx.ask(ctx.store.points(writer.config())).await.map_err(Trouble::from))
 }
 
 /// What the cluster knows of the target's points.
@@ -179,10 +179,11 @@ async fn agree(
         now: ctx.now(),
     });
     let objects = ctx.everywhere::<ArchivedSnapshot>();
-    for object in &difference.create {
+    for (object, _) in &difference.create {
         api::create(&objects, object).await?;
     }
-    for (object, point) in difference.found.iter().filter(|(object, point)| is_news(object, point)) {
+    let news = difference.found.iter().filter(|(object, point)| is_news(object, point));
+    for (object, point) in difference.create.iter().chain(news) {
         let mut status = object.status.clone().unwrap_or_default();
         describe_point(&mut status, point);
         let verdict = Verdict::yes("Archived", "the target has the point");
