@@ -4,6 +4,8 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`kind`] | a cluster of one control plane and two workers, its faults, `kubectl` and `helm` |
+//! | [`deployment`], [`workload`] | Holdfast on a cluster; PostgreSQL and fio on its volumes |
+//! | [`scenarios`] | what users do there, and what happens to them |
 //! | [`images`] | the node image, the `holdfast` image, PostgreSQL, the standard CSI sidecars |
 //! | [`stores`] | a directory, moto, Azurite, Ceph with RGW, and stores that break put-if-absent |
 //! | [`sanity`] | csi-sanity against a driver binary |
@@ -20,6 +22,7 @@
 
 pub mod cache;
 pub mod debian;
+pub mod deployment;
 pub mod engine;
 pub mod error;
 pub mod images;
@@ -30,7 +33,9 @@ pub mod process;
 pub mod programs;
 pub mod report;
 pub mod sanity;
+pub mod scenarios;
 pub mod stores;
+pub mod workload;
 
 use std::path::PathBuf;
 

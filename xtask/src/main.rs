@@ -1,6 +1,8 @@
 //! `cargo xtask`: everything that is done to this repository besides editing it.
 
 mod cluster;
+mod demo;
+mod e2e;
 mod generate;
 mod images;
 mod sanity;
@@ -21,8 +23,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show the whole product on a real cluster
+    Demo(demo::Options),
     /// Run every test, from formatting to the scenarios on a cluster
     Test(test::Options),
+    /// Run the scenarios on a kind cluster
+    E2e(e2e::Options),
     /// Run csi-sanity against the driver
     Sanity(sanity::Options),
     /// Write the files that are derived from others: the CRDs, the chart's documentation
@@ -50,7 +56,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::E2e(options) => e2e::run(&options),
         Command::Sanity(options) => sanity::run(&options),
         Command::Generate(options) => generate::run(&options),
         Command::Images(options) => images::run(&options),

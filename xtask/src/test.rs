@@ -42,6 +42,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "unit", about: "unit, property and simulation tests", run: code::unit },
     Stage { name: "sanity", about: "the conformance suite of CSI", run: conformance },
     Stage { name: "stores", about: "the engine on real object stores", run: real_stores::check },
+    Stage { name: "scenarios", about: "what users do, on a kind cluster", run: crate::e2e::all },
 ];
 
 /// How many checks passed and failed.

@@ -12,6 +12,7 @@
 mod configuration;
 mod leftovers;
 mod network;
+mod objects;
 mod snapshots;
 
 use std::{

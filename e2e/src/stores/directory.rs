@@ -23,12 +23,6 @@ impl Store for Directory {
     }
 
     fn location(&self, prefix: &str) -> Location {
-        Location {
-            url: format!("file://{}/{prefix}", self.0.path().display()),
-            endpoint: None,
-            region: None,
-            allow_http: false,
-            credentials: None,
-        }
+        Location::directory(&format!("{}/{prefix}", self.0.path().display()))
     }
 }

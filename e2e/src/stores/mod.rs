@@ -106,6 +106,12 @@ impl Location {
             .map_err(|error| Error::Answer { from: "writing a pool file".into(), answer: error.to_string() })
     }
 
+    /// A directory.
+    pub fn directory(path: &str) -> Self {
+        let url = format!("file://{path}");
+        Location { url, endpoint: None, region: None, allow_http: false, credentials: None }
+    }
+
     fn s3(endpoint: String, prefix: &str, key: &str, secret: &str) -> Self {
         Location {
             url: format!("s3://{BUCKET}/{prefix}"),

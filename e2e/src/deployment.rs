@@ -1,0 +1,95 @@
+//! Holdfast on a cluster, as its users install it: the image and the chart.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{
+    Error, Result,
+    images::{self, Profile},
+    kind::{Cluster, POOL_ON_NODES},
+    report,
+    stores::Location,
+};
+
+/// Where Holdfast runs.
+pub const NAMESPACE: &str = "holdfast-system";
+const READY_LIMIT: Duration = Duration::from_secs(300);
+const WORKLOADS: [&str; 4] = [
+    "daemonset/holdfast-keeper",
+    "deployment/holdfast-operator",
+    "daemonset/holdfast-node",
+    "deployment/holdfast-controller",
+];
+
+/// Where volumes are kept.
+#[derive(Debug, Clone)]
+pub enum Pool {
+    /// In a directory that the nodes share.
+    Directory,
+    /// In an object store, as the nodes see it.
+    Store(Location),
+}
+
+impl Pool {
+    /// The chart's values for it.
+    fn values(&self) -> Result<Value> {
+        Ok(match self {
+            Pool::Directory => json!({
+                "poolDirectory": POOL_ON_NODES,
+                "pools": {"default": {"url": format!("file://{POOL_ON_NODES}/default")}},
+            }),
+            Pool::Store(location) => json!({
+                "poolDirectory": "",
+                "pools": {"default": serde_json::to_value(location).map_err(|error| Error::Answer {
+                    from: "writing a pool".into(),
+                    answer: error.to_string(),
+                })?},
+            }),
+        })
+    }
+}
+
+/// Builds Holdfast and installs it, and waits until every part is ready.
+pub fn install(cluster: &Cluster, profile: Profile, pool: &Pool) -> Result<()> {
+    let image = images::product(cluster.engine(), profile)?;
+    cluster.load(&[&image])?;
+    let (repository, tag) = image
+        .rsplit_once(':')
+        .ok_or_else(|| Error::Answer { from: "building the image".into(), answer: image.clone() })?;
+    let mut values = pool.values()?;
+    values["image"] = json!({"repository": repository, "tag": tag});
+    report::step("helm install holdfast", || {
+        cluster
+            .helm()
+            .args(["upgrade", "--install", "holdfast"])
+            .arg(crate::repository().join("charts/holdfast"))
+            .args(["--namespace", NAMESPACE, "--create-namespace", "--values", "-"])
+            .input(values.to_string())
+            .run()?;
+        WORKLOADS.iter().try_for_each(|workload| wait_for_rollout(cluster, workload))
+    })
+}
+
+/// Waits until all pods of a workload are ready.
+pub fn wait_for_rollout(cluster: &Cluster, workload: &str) -> Result<()> {
+    cluster
+        .kubectl()
+        .args(["rollout", "status", workload, "--namespace", NAMESPACE])
+        .arg(format!("--timeout={}s", READY_LIMIT.as_secs()))
+        .limit(READY_LIMIT * 2)
+        .run()?;
+    Ok(())
+}
+
+/// Kills the node plugin on a node with SIGKILL. The kubelet starts it again.
+pub fn kill_node_plugin(cluster: &Cluster, node: &str) -> Result<()> {
+    cluster.exec(node).args(["pkill", "-KILL", "-f", "^holdfast-driver node "]).run()?;
+    Ok(())
+}
+
+/// Kills the keeper on a node with SIGKILL. The kubelet starts it again.
+pub fn kill_keeper(cluster: &Cluster, node: &str) -> Result<()> {
+    cluster.exec(node).args(["pkill", "-KILL", "-f", "^holdfast-driver keeper "]).run()?;
+    Ok(())
+}
