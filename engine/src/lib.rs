@@ -18,5 +18,6 @@ pub mod lineage;
 pub mod log;
 pub mod map;
 pub mod pool;
+pub mod snapshot;
 pub mod store;
 pub mod volume;

@@ -63,7 +63,18 @@ impl Checkpointer {
         snapshots: BTreeMap<SnapshotId, MapView>,
     ) -> Self {
         let (running, compactor) = (None, Compactor::default());
-        Self { log, session, limits, root, records: 0, snapshots, running, compactor, kept, origins_forgotten: false }
+        Self {
+            log,
+            session,
+            limits,
+            root,
+            records: 0,
+            snapshots,
+            running,
+            compactor,
+            kept,
+            origins_forgotten: false,
+        }
     }
 
     /// The record up to which a durable root covers the log.
@@ -236,7 +247,12 @@ async fn is_own(view: &MapView, map: &StoredMap, volume: VolumeId) -> Result<boo
             RunRef::Indexed(indexes) => {
                 let mut own = indexes.iter().all(|index| index.volume == volume);
                 for index in indexes.iter().take_while(|index| index.volume == volume) {
-                    own &= view.source().index(index, Access::Scan).await?.iter().all(|page| page.volume == volume);
+                    own &= view
+                        .source()
+                        .index(index, Access::Scan)
+                        .await?
+                        .iter()
+                        .all(|page| page.volume == volume);
                 }
                 own
             }

@@ -55,7 +55,9 @@ pub async fn hydrate(
         }
     }
     volume.forget_origins().await?;
-    progress.send_modify(|progress| *progress = Hydration { hydrated_bytes: progress.total_bytes, done: true, ..*progress });
+    progress.send_modify(|progress| {
+        *progress = Hydration { hydrated_bytes: progress.total_bytes, done: true, ..*progress }
+    });
     Ok(())
 }
 

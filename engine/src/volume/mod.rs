@@ -426,3 +426,6 @@ impl Unlogged {
 fn random_id(env: &crate::env::Env) -> ObjectId {
     ObjectId::random(&*env.entropy)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Reading a snapshot: of a volume that is open elsewhere, or nowhere.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::cache::ChunkCache;
+use crate::codec;
+use crate::ids::{ObjectId, SnapshotId, VolumeId};
+use crate::lineage::Lineage;
+use crate::log::{ControlOnly, Inert, Log, LogError, Snapshot};
+use crate::map::{MapView, PageSource, SnapshotMap};
+use crate::pool::layout;
+use crate::volume::{BlockReader, Blocks, Fetcher};
+
+/// Why a snapshot could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Its map is not written yet: the session that took it has died, and the next one writes it.
+    #[error(
+        "snapshot {snapshot} of volume {volume} is not complete yet; it will be when the volume is opened next"
+    )]
+    Incomplete {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The log failed, or there is no such snapshot.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// What is known of a snapshot.
+#[derive(Debug, Clone)]
+pub struct SnapshotState {
+    /// The volume's record of it.
+    pub snapshot: Snapshot,
+    /// Its map.
+    pub map: SnapshotMap,
+}
+
+/// Looks a snapshot up. One that is deleted but pinned is found too.
+pub async fn find(
+    log: &Log,
+    snapshot: SnapshotId,
+    deadline: Instant,
+) -> Result<SnapshotState, SnapshotError> {
+    let control = log.replay(&mut ControlOnly, deadline).await?.control;
+    let missing = LogError::Illegal { volume: log.volume, reason: Inert::NoSuchSnapshot { snapshot } };
+    let found = control.snapshots.get(&snapshot).ok_or(missing)?;
+    let id = found.map.ok_or(SnapshotError::Incomplete { volume: log.volume, snapshot })?;
+    let map = read_map(log, id, deadline).await?;
+    Ok(SnapshotState { snapshot: found.clone(), map })
+}
+
+/// Reads a snapshot's map object.
+pub async fn read_map(log: &Log, id: ObjectId, deadline: Instant) -> Result<SnapshotMap, LogError> {
+    let key = layout::map(log.volume, id);
+    let bytes = log.retry(deadline, || log.store.get(&key)).await?;
+    Ok(codec::decode_snapshot_map(&bytes, log.volume, id, log.key.as_ref())?)
+}
+
+/// A reader of the snapshot's blocks.
+pub async fn reader(
+    log: &Log,
+    snapshot: SnapshotId,
+    pages: Arc<dyn PageSource>,
+    lineage: Lineage,
+    cache: Arc<dyn ChunkCache>,
+    deadline: Instant,
+) -> Result<BlockReader, SnapshotError> {
+    let state = find(log, snapshot, deadline).await?;
+    let view = MapView::from_stored(pages, &state.map.map);
+    let fetcher = Fetcher::new(lineage, cache, log.env.clone());
+    Ok(BlockReader::new(log.volume, Blocks::Moment(view), fetcher))
+}
