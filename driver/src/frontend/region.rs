@@ -16,7 +16,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -120,6 +120,8 @@ impl Region {
         self.check(offset, data.len());
         // SAFETY: the range was checked; `data` is memory of this process, which the mapping does not alias.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.base.as_ptr().add(offset), data.len()) }
+        // A successor that finds a later write also finds this one.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// A counter or state word in the region. Stores with `Release` after `write_at` commit what was written:
@@ -178,6 +180,20 @@ impl Drop for Region {
     }
 }
 
+impl holdfast_engine::buffer::Region for Region {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read_at(&self, offset: usize, bytes: &mut [u8]) {
+        Region::read_at(self, offset, bytes);
+    }
+
+    fn write_at(&self, offset: usize, bytes: &[u8]) {
+        Region::write_at(self, offset, bytes);
+    }
+}
+
 fn map(fd: &OwnedFd, len: usize) -> Result<NonNull<u8>, Errno> {
     // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
     let base = unsafe {
@@ -196,7 +212,6 @@ fn map(fd: &OwnedFd, len: usize) -> Result<NonNull<u8>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
 
     #[test]
     fn an_adopted_region_holds_what_was_written() {
