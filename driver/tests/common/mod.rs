@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod engine;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
