@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use holdfast_api::jiff::Timestamp;
 use holdfast_api::{ArchiveTarget, ArchivedSnapshot, SnapshotPolicy, labels};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -18,17 +19,22 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::signal::unix;
+use tracing_subscriber::EnvFilter;
 
 use crate::archive;
+use crate::args::Args;
 use crate::certificates;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Doing, Error};
 use crate::lease::{Candidate, Timing};
-use crate::metrics::{PolicyLabels, ReconcileLabels};
+use crate::metrics::{Metrics, PolicyLabels, ReconcileLabels};
 use crate::policy;
+use crate::probe::HttpProbe;
 use crate::restore;
-use crate::server::Health;
+use crate::server::{self, Health};
 use crate::snapshots::{VolumeSnapshot, VolumeSnapshotContent};
+use crate::store::ArchiveStore;
 use crate::target;
 
 /// The name of the lease.
@@ -271,9 +277,33 @@ where
         .await;
 }
 
-/// A client of the cluster the operator runs in, or of the kubeconfig.
-pub async fn client() -> Result<Client, Error> {
-    Client::try_default()
-        .await
-        .map_err(|source| Error::Api { action: "reach the API server".to_owned(), source: Box::new(source) })
+/// Runs the program until it is told to end: logs, health, election, controllers.
+pub async fn start(args: Args, store: Arc<dyn ArchiveStore>) -> Result<(), Error> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().with_env_filter(filter).init();
+    let signal = |kind, name: &str| {
+        unix::signal(kind).map_err(|source| Error::Startup { action: format!("listen for {name}"), source })
+    };
+    let (mut terminate, mut interrupt) =
+        (signal(unix::SignalKind::terminate(), "SIGTERM")?, signal(unix::SignalKind::interrupt(), "SIGINT")?);
+    let (health, metrics) = (Health::default(), Metrics::default());
+    let work = async {
+        let client = Client::try_default().await.doing(|| "reach the API server".to_owned())?;
+        let probe = Arc::new(HttpProbe::default());
+        let clock = Arc::new(Timestamp::now);
+        let ctx = Context::new(client, args.settings(), store, probe, metrics.clone(), clock).await?;
+        health.set_ready();
+        let told_to_end = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        run(Arc::new(ctx), health.clone(), told_to_end).await;
+        Ok(())
+    };
+    tokio::select! {
+        result = server::serve(&args.health_addr, health.clone(), metrics.clone()) => result,
+        result = work => result,
+    }
 }

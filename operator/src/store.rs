@@ -16,7 +16,8 @@ pub trait ArchiveStore: Send + Sync {
     async fn points(&self, pool: &PoolConfig) -> Result<Vec<ArchivedPoint>, StoreError>;
 
     /// How far the volume with that CSI handle has been copied back from an archive. `pools` are the pools that hold
-    /// live volumes; the handle's pool id says which. `None` when no such volume exists or it was not restored.
+    /// live volumes; the handle's pool id says which. `None` means that the volume reads from no archive, or no
+    /// longer: an archive may be let go on the strength of it, so whatever cannot be found out is an error.
     async fn hydration(
         &self,
         pools: &[PoolConfig],

@@ -269,7 +269,7 @@ async fn a_deleted_target_waits_for_volumes_that_read_from_it_and_says_which() {
     assert_eq!(reason, "RestoresHydrating");
     assert!(message.contains("shop/data-pg-0") && message.contains("force-delete"), "{message}");
 
-    cluster.store.hydrate("pool-data-pg-0", 8, 8);
+    cluster.store.let_go("pool-data-pg-0");
     assert_eq!(reconcile(&cluster).await, Value::Null, "it is gone");
     assert!(cluster.api.all("archivedsnapshots").is_empty());
     let secret = cluster.api.find("secrets", "holdfast-targets").expect("the Secret");

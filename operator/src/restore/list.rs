@@ -22,7 +22,7 @@ use crate::snapshots::VolumeSnapshotContent;
 /// Between two looks while a volume is copied back.
 const HYDRATING: Duration = Duration::from_secs(10);
 /// Between two looks for new claims while a restore may still be asked for.
-const ASKED_FOR: Duration = Duration::from_secs(30);
+const ASKED_FOR: Duration = Duration::from_secs(10);
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ pub async fn restores(ctx: &Context, point: &ArchivedSnapshot) -> Result<Found, 
     let mut restores = Vec::new();
     for (namespace, claim_name) in claims {
         let before = recorded.iter().find(|r| r.namespace == namespace && r.claim_name == claim_name);
-        if let Some(restore) = look(ctx, &pools, &namespace, &claim_name, before).await? {
+        if let Some(restore) = look(ctx, point, &pools, &namespace, &claim_name, before).await? {
             restores.push(restore);
         }
     }
@@ -84,6 +84,7 @@ async fn claims_of(ctx: &Context, content: &VolumeSnapshotContent) -> Result<Vec
 /// How far one restore is; `None` when the claim is gone.
 async fn look(
     ctx: &Context,
+    point: &ArchivedSnapshot,
     pools: &[PoolConfig],
     namespace: &str,
     claim_name: &str,
@@ -111,7 +112,11 @@ async fn look(
             restore.hydrated_bytes = progress.hydrated_bytes;
             restore.total_bytes = progress.total_bytes;
         }
-        Ok(None) => {}
+        Ok(None) => {
+            let size = point.status.as_ref().and_then(|status| status.restore_size).unwrap_or_default();
+            restore.total_bytes = restore.total_bytes.max(size.bytes()).max(1);
+            restore.hydrated_bytes = restore.total_bytes;
+        }
         Err(error) => tracing::warn!(claim_name, namespace, %error, "hydration is not known"),
     }
     Ok(Some(restore))

@@ -1,16 +1,18 @@
 //! An API server in memory: create, read, list by labels, replace, merge, apply, delete with finalizers, status
-//! subresources, resource versions, and the validation rules of Holdfast's own resources.
+//! subresources, resource versions, watches, and the validation rules of Holdfast's own resources.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use holdfast_api::crds;
 use holdfast_api::jiff::Timestamp;
 use kube::Client;
-use kube::client::Body;
 use kube::core::cel::Validator;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 /// Where an object lives: API root, plural, namespace, name.
 type Key = (String, String, Option<String>, String);
@@ -18,15 +20,30 @@ type Key = (String, String, Option<String>, String);
 #[derive(Default)]
 struct State {
     objects: BTreeMap<Key, Value>,
-    versions: u64,
+    /// Everything that happened: an event's version is its place, counted from one.
+    history: Vec<Event>,
     uids: u64,
     writes: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Event {
+    type_: &'static str,
+    key: Key,
+    object: Value,
+}
+
+impl State {
+    fn next_version(&self) -> String {
+        (self.history.len() + 1).to_string()
+    }
 }
 
 /// The server; clones share their objects.
 #[derive(Clone)]
 pub struct ApiServer {
     state: Arc<Mutex<State>>,
+    changes: Arc<watch::Sender<usize>>,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
@@ -36,6 +53,15 @@ struct Place {
     namespace: Option<String>,
     name: Option<String>,
     subresource: Option<String>,
+}
+
+impl Place {
+    /// Whether a watch or a list of this place shows the object.
+    fn holds(&self, (root, plural, namespace, _): &Key) -> bool {
+        *root == self.root
+            && *plural == self.plural
+            && (self.namespace.is_none() || *namespace == self.namespace)
+    }
 }
 
 fn place(path: &str) -> Place {
@@ -128,20 +154,20 @@ fn validate(object: &Value, old: Option<&Value>) -> Result<(), String> {
 impl ApiServer {
     /// An empty server whose objects are created at the clock's time.
     pub fn new(clock: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Self {
-        Self { state: Arc::default(), clock }
+        Self { state: Arc::default(), changes: Arc::new(watch::Sender::new(0)), clock }
     }
 
     /// A client of it.
     pub fn client(&self) -> Client {
         let server = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let server = server.clone();
-            async move { Ok::<_, std::convert::Infallible>(server.answer(request).await) }
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
         Client::new(service, "default")
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, request: Request<kube::client::Body>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let body = body.collect_bytes().await.expect("a body in memory");
         let place = place(head.uri.path());
@@ -160,6 +186,9 @@ impl ApiServer {
                 place.name.as_deref().or(body["metadata"]["name"].as_str()).unwrap_or_default().to_owned();
             let sub = place.subresource.as_deref().map(|sub| format!("/{sub}")).unwrap_or_default();
             self.lock().writes.push(format!("{} {}/{name}{sub}", head.method, place.plural));
+        }
+        if query.get("watch").is_some_and(|value| value == "true") {
+            return self.watch(place, &query);
         }
         let (code, value) = match head.method {
             Method::GET => self.read(&place, &query),
@@ -195,18 +224,12 @@ impl ApiServer {
         let items: Vec<&Value> = state
             .objects
             .iter()
-            .filter(|((root, plural, namespace, _), _)| {
-                *root == place.root
-                    && *plural == place.plural
-                    && (place.namespace.is_none() || *namespace == place.namespace)
-            })
+            .filter(|(key, _)| place.holds(key))
             .map(|(_, object)| object)
             .filter(|object| selects(selector, object))
             .collect();
-        (
-            200,
-            json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
-        )
+        let metadata = json!({"resourceVersion": state.history.len().to_string()});
+        (200, json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
     }
 
     fn create(&self, place: &Place, mut object: Value) -> (u16, Value) {
@@ -222,16 +245,16 @@ impl ApiServer {
         // A status is written through its subresource only.
         object.as_object_mut().expect("an object").remove("status");
         state.uids += 1;
-        state.versions += 1;
         let metadata = object["metadata"].as_object_mut().expect("metadata");
         metadata.insert("uid".to_owned(), json!(format!("uid-{}", state.uids)));
         metadata.insert("creationTimestamp".to_owned(), json!((self.clock)().to_string()));
         metadata.insert("generation".to_owned(), json!(1));
-        metadata.insert("resourceVersion".to_owned(), json!(state.versions.to_string()));
+        metadata.insert("resourceVersion".to_owned(), json!(state.next_version()));
         if let Some(namespace) = &place.namespace {
             metadata.insert("namespace".to_owned(), json!(namespace));
         }
-        state.objects.insert(key, object.clone());
+        state.objects.insert(key.clone(), object.clone());
+        self.happened(&mut state, "ADDED", key, &object);
         (201, object)
     }
 
@@ -249,18 +272,64 @@ impl ApiServer {
         for field in ["uid", "creationTimestamp", "namespace", "generation"] {
             after["metadata"][field] = before["metadata"][field].clone();
         }
-        Self::store(&mut state, key, after)
+        self.store(&mut state, key, after)
     }
 
-    fn store(state: &mut State, key: Key, mut object: Value) -> (u16, Value) {
-        state.versions += 1;
-        object["metadata"]["resourceVersion"] = json!(state.versions.to_string());
+    /// Notes an event and wakes those who watch.
+    fn happened(&self, state: &mut State, type_: &'static str, key: Key, object: &Value) {
+        state.history.push(Event { type_, key, object: object.clone() });
+        self.changes.send_replace(state.history.len());
+    }
+
+    /// Streams what happens after the version that the query names.
+    fn watch(&self, place: Place, query: &BTreeMap<String, String>) -> Response<Body> {
+        let version: usize = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let selector = query.get("labelSelector").cloned().unwrap_or_default();
+        let (server, place) = (self.clone(), Arc::new((place, selector)));
+        let start = (server, self.changes.subscribe(), version);
+        let events = futures::stream::unfold(start, move |(server, mut changes, mut seen)| {
+            let place = Arc::clone(&place);
+            async move {
+                loop {
+                    let next = server.lock().history.get(seen).cloned();
+                    let Some(event) = next else {
+                        changes.changed().await.ok()?;
+                        continue;
+                    };
+                    seen += 1;
+                    let (place, selector) = &*place;
+                    if place.holds(&event.key) && selects(selector, &event.object) {
+                        let line = format!("{}\n", json!({"type": event.type_, "object": event.object}));
+                        return Some((Ok::<_, Infallible>(line), (server, changes, seen)));
+                    }
+                }
+            }
+        });
+        Response::new(Body::from_stream(events))
+    }
+
+    /// Waits until the objects look as expected; panics after half a minute.
+    pub async fn until(&self, what: &str, expected: impl Fn(&Self) -> bool) {
+        let mut changes = self.changes.subscribe();
+        let wait = async {
+            while !expected(self) {
+                changes.changed().await.expect("the server is there");
+            }
+        };
+        let limit = std::time::Duration::from_secs(30);
+        assert!(tokio::time::timeout(limit, wait).await.is_ok(), "waited in vain until {what}");
+    }
+
+    fn store(&self, state: &mut State, key: Key, mut object: Value) -> (u16, Value) {
+        object["metadata"]["resourceVersion"] = json!(state.next_version());
         let is_deleted = !object["metadata"]["deletionTimestamp"].is_null();
         let has_finalizer = object["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
         if is_deleted && !has_finalizer {
             state.objects.remove(&key);
+            self.happened(state, "DELETED", key, &object);
         } else {
-            state.objects.insert(key, object.clone());
+            state.objects.insert(key.clone(), object.clone());
+            self.happened(state, "MODIFIED", key, &object);
         }
         (200, object)
     }
@@ -296,7 +365,7 @@ impl ApiServer {
         if let Err(message) = validate(&after, Some(&before)) {
             return failure(422, "Invalid", &message);
         }
-        Self::store(&mut self.lock(), key, after)
+        self.store(&mut self.lock(), key, after)
     }
 
     fn delete(&self, place: &Place) -> (u16, Value) {
@@ -306,7 +375,7 @@ impl ApiServer {
             return failure(404, "NotFound", "not found");
         };
         object["metadata"]["deletionTimestamp"] = json!((self.clock)().to_string());
-        Self::store(&mut state, key, object)
+        self.store(&mut state, key, object)
     }
 
     /// Everything that was written, in order: "METHOD plural/name[/subresource]". Events are left out.

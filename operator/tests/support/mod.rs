@@ -54,6 +54,11 @@ impl FakeStore {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
+    /// Says that a volume reads from no archive any more.
+    pub fn let_go(&self, handle: &str) {
+        self.hydration.lock().unwrap_or_else(PoisonError::into_inner).remove(handle);
+    }
+
     /// Says how far a volume has been copied back.
     pub fn hydrate(&self, handle: &str, hydrated_bytes: u64, total_bytes: u64) {
         let mut map = self.hydration.lock().unwrap_or_else(PoisonError::into_inner);
