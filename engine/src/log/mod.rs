@@ -17,5 +17,4 @@ pub use error::LogError;
 pub use record::{GrantMode, Move, Op, Record};
 pub use replay::{ControlOnly, Replayed, Sink};
 pub use rules::Inert;
-pub(crate) use tail::Backoff;
 pub use tail::{Log, Put};

@@ -6,7 +6,6 @@
 //! - [`Log::newest_root`] sees every root whose put was acknowledged before the call.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -17,12 +16,8 @@ use crate::env::Env;
 use crate::ids::{ObjectId, RecordNumber, VolumeId};
 use crate::map::Root;
 use crate::pool::layout;
-use crate::store::{Listed, Store, StoreError};
+use crate::store::{Backoff, Listed, Store, StoreError, retry};
 
-/// The first pause between two attempts at the same request.
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-/// The longest pause between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Names asked for in one listing.
 pub(crate) const LIST_PAGE: usize = 1000;
 
@@ -48,26 +43,6 @@ pub enum Put {
     Taken(Record),
 }
 
-/// A pause that grows from attempt to attempt, with jitter, so that hosts do not retry in step.
-#[derive(Debug)]
-pub(crate) struct Backoff {
-    next: Duration,
-}
-
-impl Backoff {
-    pub(crate) fn new() -> Self {
-        Self { next: BACKOFF_FIRST }
-    }
-
-    pub(crate) async fn pause(&mut self, env: &Env) {
-        let mut byte = [0; 1];
-        env.entropy.fill(&mut byte);
-        let jittered = self.next.mul_f64(0.5 + f64::from(byte[0]) / 512.0);
-        tokio::time::sleep(jittered).await;
-        self.next = (self.next * 2).min(BACKOFF_MAX);
-    }
-}
-
 impl Log {
     /// Reads record `number`; `None` if nothing is there.
     pub async fn get(&self, number: RecordNumber, deadline: Instant) -> Result<Option<Record>, LogError> {
@@ -90,7 +65,7 @@ impl Log {
         deadline: Instant,
     ) -> Result<Put, LogError> {
         let key = layout::record(self.volume, number);
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             match self.store.put_if_absent(&key, body.clone()).await {
                 Ok(()) => return Ok(Put::Done),
@@ -151,19 +126,11 @@ impl Log {
     pub(crate) async fn retry<T, F>(
         &self,
         deadline: Instant,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let mut backoff = Backoff::new();
-        loop {
-            match attempt().await {
-                Err(StoreError::Unavailable { .. }) if Instant::now() < deadline => {
-                    backoff.pause(&self.env).await
-                }
-                outcome => return outcome,
-            }
-        }
+        retry(&self.env, deadline, attempt).await
     }
 }

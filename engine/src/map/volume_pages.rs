@@ -14,9 +14,8 @@ use crate::codec::{self, Identity};
 use crate::env::Env;
 use crate::ids::{ObjectId, SessionId, VolumeId};
 use crate::lineage::Lineage;
-use crate::log::Backoff;
 use crate::pool::layout;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, retry};
 
 /// How long a page is asked for or put again while the store is unavailable.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -51,7 +50,7 @@ impl VolumePages {
         let body = encode(Identity { volume: self.volume, id, session }, source.key.as_ref())?;
         let key = layout::map(self.volume, id);
         let store = &*source.store;
-        retry(&self.env, || async {
+        retry(&self.env, Instant::now() + PATIENCE, || async {
             match store.put_if_absent(&key, body.clone()).await {
                 // The id is random, so it is ours, and the reply to our first put was lost.
                 Err(StoreError::AlreadyExists { .. }) if store.get(&key).await? == body => Ok(()),
@@ -73,23 +72,8 @@ impl VolumePages {
         Ok(async move {
             let key = layout::map(volume, id);
             let store: &dyn Store = &*source.store;
-            Ok((retry(&env, || store.get(&key)).await?, source.key))
+            Ok((retry(&env, Instant::now() + PATIENCE, || store.get(&key)).await?, source.key))
         })
-    }
-}
-
-/// Tries again while the store is unavailable.
-async fn retry<T, F: Future<Output = Result<T, StoreError>>>(
-    env: &Env,
-    attempt: impl Fn() -> F,
-) -> Result<T, StoreError> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut backoff = Backoff::new();
-    loop {
-        match attempt().await {
-            Err(StoreError::Unavailable { .. }) if Instant::now() < deadline => backoff.pause(env).await,
-            answer => return answer,
-        }
     }
 }
 

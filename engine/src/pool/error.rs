@@ -2,7 +2,7 @@
 
 use crate::codec::KeyError;
 use crate::ids::VolumeId;
-use crate::store::{ConfigError, ConnectError, StoreError, UnfitStore};
+use crate::store::{ConfigError, StoreError, UnfitStore};
 
 /// Why a pool could not be opened, or did not do what it was asked. `pool` is its local name.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -143,14 +143,6 @@ impl PoolError {
             | Self::Malformed { .. }
             | Self::BadName { .. }
             | Self::NoSuchVolume { .. } => false,
-        }
-    }
-
-    pub(super) fn connecting(pool: &str, error: ConnectError) -> Self {
-        let pool = pool.to_owned();
-        match error {
-            ConnectError::Config(reason) => Self::Config { pool, reason },
-            ConnectError::Store(reason) => Self::Store { pool, reason },
         }
     }
 }

@@ -103,8 +103,9 @@ impl Pool {
         access: Access,
         env: Env,
     ) -> Result<Arc<Self>, PoolError> {
-        let store = config.connect(roots, &env).map_err(|error| PoolError::connecting(name, error))?;
-        let key = config.user_key().map_err(|reason| PoolError::Config { pool: name.to_owned(), reason })?;
+        let unusable = |reason| PoolError::Config { pool: name.to_owned(), reason };
+        let store = config.connect(roots).map_err(unusable)?;
+        let key = config.user_key().map_err(unusable)?;
         let pool = Self::unopened(name, &config.url, store, access, env);
         // A wrong key or a newer format is found first: then nothing at all is written.
         let found = pool.find(key.as_ref(), Instant::now() + OPEN_TIME).await?;

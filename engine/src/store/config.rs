@@ -1,21 +1,11 @@
 //! How a pool or an archive target is configured: one YAML file each.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use object_store::RetryConfig;
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
 use serde::Deserialize;
 use url::Url;
 
-use super::directory::Directory;
-use super::remote::{REQUEST_TIME, Remote};
-use super::{Store, StoreError};
 use crate::codec::{KEY_BYTES, UserKey};
-use crate::env::Env;
 
 /// A pool's file: `pools/NAME.yaml`, or `targets/NAME.yaml`.
 #[derive(Clone, Deserialize)]
@@ -30,7 +20,7 @@ pub struct PoolConfig {
     /// Whether plain HTTP may be spoken.
     #[serde(default)]
     pub allow_http: bool,
-    /// Who we are to the store.
+    /// Who we are to the store. Without any, the identity that the provider gives the machine or the pod.
     #[serde(default)]
     pub credentials: Credentials,
     /// The key that the pool's data are encrypted under; none: they are not.
@@ -110,6 +100,14 @@ pub enum ConfigError {
         /// The roots.
         allowed: String,
     },
+    /// A directory that cannot be made or read.
+    #[error("{path}: {reason}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What the system said.
+        reason: String,
+    },
     /// A field is missing.
     #[error("{field} is missing, and {url} needs it")]
     Missing {
@@ -155,7 +153,8 @@ impl PoolConfig {
         Self { url, endpoint, region, allow_http: false, credentials: Credentials::default(), encryption }
     }
 
-    fn parsed_url(&self) -> Result<Url, ConfigError> {
+    /// The URL, which is one that we know.
+    pub(super) fn parsed_url(&self) -> Result<Url, ConfigError> {
         let malformed = || ConfigError::Url { url: self.url.clone() };
         let url = Url::parse(&self.url).map_err(|_| malformed())?;
         let fits = match url.scheme() {
@@ -175,111 +174,6 @@ impl PoolConfig {
         let bytes: [u8; KEY_BYTES] = bytes.try_into().map_err(|_| ConfigError::Key)?;
         Ok(Some(UserKey::new(bytes)))
     }
-
-    /// Connects to the store. Directories must lie below one of `roots`; no roots allow every directory.
-    pub fn connect(&self, roots: &[PathBuf], env: &Env) -> Result<Arc<dyn Store>, ConnectError> {
-        let url = self.parsed_url()?;
-        let refused = |error: object_store::Error| ConfigError::Refused {
-            url: self.url.clone(),
-            reason: error.to_string(),
-        };
-        let missing = |field| ConfigError::Missing { field, url: self.url.clone() };
-        let bucket = url.host_str().unwrap_or_default();
-        let prefix = url.path();
-        // One call is one attempt: retries are the engine's, which knows what a lost reply means.
-        let retry = RetryConfig { max_retries: 0, retry_timeout: REQUEST_TIME, ..RetryConfig::default() };
-        let options = object_store::ClientOptions::new()
-            .with_allow_http(self.allow_http)
-            .with_timeout(REQUEST_TIME)
-            .with_connect_timeout(std::time::Duration::from_secs(5));
-        let who = &self.credentials;
-        match url.scheme() {
-            "s3" => {
-                let mut builder = AmazonS3Builder::new()
-                    .with_bucket_name(bucket)
-                    .with_region(self.region.as_deref().unwrap_or("us-east-1"))
-                    .with_access_key_id(
-                        who.access_key_id.as_ref().ok_or_else(|| missing("credentials.accessKeyId"))?,
-                    )
-                    .with_secret_access_key(
-                        who.secret_access_key
-                            .as_ref()
-                            .ok_or_else(|| missing("credentials.secretAccessKey"))?,
-                    )
-                    .with_client_options(options)
-                    .with_retry(retry);
-                if let Some(token) = &who.token {
-                    builder = builder.with_token(token);
-                }
-                if let Some(endpoint) = &self.endpoint {
-                    builder = builder.with_endpoint(endpoint);
-                }
-                Ok(Arc::new(Remote::new(builder.build().map_err(refused)?, prefix)))
-            }
-            "gs" => {
-                let account = who.service_account_json.as_ref();
-                let account = account.ok_or_else(|| missing("credentials.serviceAccountJson"))?;
-                let mut builder = GoogleCloudStorageBuilder::new()
-                    .with_bucket_name(bucket)
-                    .with_service_account_key(account)
-                    .with_client_options(options)
-                    .with_retry(retry);
-                if let Some(endpoint) = &self.endpoint {
-                    builder = builder.with_base_url(endpoint);
-                }
-                Ok(Arc::new(Remote::new(builder.build().map_err(refused)?, prefix)))
-            }
-            "az" => {
-                let mut builder = MicrosoftAzureBuilder::new()
-                    .with_container_name(bucket)
-                    .with_account(who.account.as_ref().ok_or_else(|| missing("credentials.account"))?)
-                    .with_allow_http(self.allow_http)
-                    .with_client_options(options)
-                    .with_retry(retry);
-                builder = match (&who.access_key, &who.sas_token) {
-                    (Some(key), _) => builder.with_access_key(key),
-                    (None, Some(token)) => {
-                        let pairs = url::form_urlencoded::parse(token.trim_start_matches('?').as_bytes());
-                        builder.with_sas_authorization(pairs.into_owned().collect::<Vec<_>>())
-                    }
-                    (None, None) => return Err(missing("credentials.accessKey").into()),
-                };
-                if let Some(endpoint) = &self.endpoint {
-                    builder = builder.with_endpoint(endpoint.clone());
-                }
-                Ok(Arc::new(Remote::new(builder.build().map_err(refused)?, prefix)))
-            }
-            _ => {
-                let path = PathBuf::from(prefix);
-                let outside = || ConfigError::Outside {
-                    path: path.display().to_string(),
-                    allowed: roots
-                        .iter()
-                        .map(|root| root.display().to_string())
-                        .collect::<Vec<_>>()
-                        .join(", "),
-                };
-                // Resolved first, so that a link or `..` cannot lead out.
-                let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-                let allowed = roots.is_empty() || roots.iter().any(|root| real.starts_with(root));
-                if !allowed {
-                    return Err(outside().into());
-                }
-                Ok(Arc::new(Directory::open(&real, &*env.entropy)?))
-            }
-        }
-    }
-}
-
-/// Why a configured store cannot be connected to.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ConnectError {
-    /// The configuration is not usable.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// Decodes standard base64 with or without padding.
@@ -344,19 +238,5 @@ mod tests {
         let broken =
             PoolConfig::parse("url: s3://b/p\ncredentials: {secretAccessKey: [SESAME]}\n").unwrap_err();
         assert!(!broken.to_string().contains("SESAME"), "{broken}");
-    }
-
-    #[test]
-    fn a_directory_outside_the_allowed_roots_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let (inside, outside) = (root.path().join("pools"), root.path().join("other"));
-        for path in [&inside, &outside] {
-            std::fs::create_dir(path).unwrap();
-        }
-        let roots = [inside.canonicalize().unwrap()];
-        let env = Env::system();
-        assert!(PoolConfig::directory(&inside).connect(&roots, &env).is_ok());
-        let refused = PoolConfig::directory(&inside.join("../other")).connect(&roots, &env);
-        assert!(matches!(refused, Err(ConnectError::Config(ConfigError::Outside { .. }))));
     }
 }

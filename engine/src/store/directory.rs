@@ -2,83 +2,57 @@
 //!
 //! # Guarantees
 //! - A put that returns is on the disk: the file and the directory entries that lead to it are synced.
-//! - An object appears whole or not at all: it is written beside its place and then renamed into it, and the rename
-//!   does not replace (`renameat2` with `RENAME_NOREPLACE`; ext4, xfs, btrfs and tmpfs have it).
+//! - An object appears whole or not at all: it is written to a file without a name (`O_TMPFILE`), which is then linked
+//!   into its place; linking does not replace.
+//! - What a get returns, or a put says exists, is on the disk too.
 //!
 //! # Assumptions
-//! The file system is local to the machine, or to the nodes of one kind cluster that share it. NFS is not: its clients
-//! may repeat a rename whose reply was lost.
+//! The file system is local to the machine, or to the nodes of one kind cluster that share it, and knows unnamed files:
+//! ext4, xfs, btrfs and tmpfs do. NFS does not, and would not do: its clients may repeat a link whose reply was lost.
 //!
 //! # Crash behaviour
-//! A crash may leave a file below `.tmp/`; the next process removes what is older than a day.
+//! A file that had no name yet is gone with the process that wrote it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::{Listed, Store, StoreError};
 
-const TEMPORARY: &str = ".tmp";
-/// How old a file below `.tmp/` is before nobody can still be writing it.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// How long after an object came into being its creator may still be syncing the directory.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// A store in a directory.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    root: PathBuf,
-    counter: AtomicU64,
-    /// Tells this process's temporary files from those of others, also across containers that share the directory.
-    token: String,
+    root: Arc<PathBuf>,
 }
 
 impl Directory {
-    /// The store in `root`, which must exist.
-    pub fn open(root: &Path, entropy: &dyn crate::env::Entropy) -> Result<Self, StoreError> {
-        let fail = |error: io::Error| io_error(&root.display().to_string(), error);
-        let root = root.canonicalize().map_err(fail)?;
-        let temporary = root.join(TEMPORARY);
-        fs::create_dir_all(&temporary).map_err(fail)?;
-        remove_abandoned(&temporary);
-        let mut token = [0; 8];
-        entropy.fill(&mut token);
-        let inner = Inner { root, counter: AtomicU64::new(0), token: hex::encode(token) };
-        Ok(Self { inner: Arc::new(inner) })
+    /// The store in `root`, which exists.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root: Arc::new(root) }
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
         key: &str,
-        work: impl FnOnce(&Inner, &str) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&Root, &str) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (inner, owned) = (Arc::clone(&self.inner), key.to_owned());
-        let outcome = tokio::task::spawn_blocking(move || work(&inner, &owned)).await;
+        let (root, owned) = (Arc::clone(&self.root), key.to_owned());
+        let outcome = tokio::task::spawn_blocking(move || work(&Root(&root), &owned)).await;
         match outcome {
             Ok(outcome) => outcome.map_err(|error| io_error(key, error)),
             Err(error) => Err(StoreError::Unavailable { key: key.into(), reason: error.to_string() }),
-        }
-    }
-}
-
-/// Failure to clean is no failure to work: what is left is tried again at the next start.
-fn remove_abandoned(temporary: &Path) {
-    let Ok(entries) = fs::read_dir(temporary) else { return };
-    for entry in entries.flatten() {
-        let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED)) {
-            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -92,81 +66,105 @@ fn io_error(key: &str, error: io::Error) -> StoreError {
             StoreError::Denied { key, reason: error.to_string() }
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { key },
-        io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof | io::ErrorKind::Unsupported => {
+        io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory => StoreError::Refused {
+            key,
+            reason: "the file system knows no unnamed files (O_TMPFILE); use ext4, xfs, btrfs or tmpfs"
+                .into(),
+        },
+        io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
             StoreError::Refused { key, reason: error.to_string() }
         }
+        // The kinds may grow; what is not known here may pass, so it is tried again.
         _ => StoreError::Unavailable { key, reason: error.to_string() },
     }
 }
 
-impl Inner {
+/// Makes a directory durably, unless it is there. Its parent exists.
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        // Who made it may not have synced it yet.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    path.parent().map_or(Ok(()), sync)
+}
+
+/// The blocking half of a [`Directory`].
+struct Root<'a>(&'a Path);
+
+impl Root<'_> {
     fn path(&self, key: &str) -> io::Result<PathBuf> {
         let relative = Path::new(key);
-        let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-        if key.is_empty() || !plain || relative.starts_with(TEMPORARY) {
+        if key.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a key of a pool"));
         }
-        Ok(self.root.join(relative))
+        Ok(self.0.join(relative))
     }
 
     fn put(&self, key: &str, body: &[u8]) -> io::Result<()> {
         let path = self.path(key)?;
-        let name = format!("{}-{}", self.token, self.counter.fetch_add(1, Ordering::Relaxed));
-        let temporary = self.root.join(TEMPORARY).join(name);
-        let outcome = self.put_by(&temporary, &path, body);
-        if outcome.is_err() {
-            // It may not have come into being; if it cannot be removed, a later start removes it.
-            let _ = fs::remove_file(&temporary);
-        }
-        outcome
-    }
-
-    fn put_by(&self, temporary: &Path, path: &Path, body: &[u8]) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(self.0);
         if path.try_exists()? {
-            // Somebody may be between rename and sync: what we say exists must be durable.
-            sync(path.parent().unwrap_or(&self.root))?;
+            // Somebody may be between link and sync: what we say exists must be durable.
+            sync(parent)?;
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let mut file = File::create_new(temporary)?;
+        let mode = Mode::from_raw_mode(0o644);
+        let mut file =
+            File::from(rustix::fs::open(self.0, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode)?);
         file.write_all(body)?;
         file.sync_all()?;
-        let parent = path.parent().unwrap_or(&self.root);
-        let rename = || rustix::fs::renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE);
-        match rename() {
-            Err(rustix::io::Errno::NOENT) => {
+        let linked = match link(&file, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.make_directories(parent)?;
-                rename()?;
+                link(&file, &path)
             }
-            Err(rustix::io::Errno::EXIST) => {
-                sync(parent)?;
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            outcome => outcome?,
+            outcome => outcome,
+        };
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            // Whoever's link it is: what exists from now on must be durable.
+            outcome => sync(parent).and(outcome),
         }
-        sync(parent)
     }
 
     fn make_directories(&self, directory: &Path) -> io::Result<()> {
-        if directory == self.root {
+        if directory == self.0 {
             return Ok(());
         }
-        let parent = directory.parent().unwrap_or(&self.root);
-        match fs::create_dir(directory) {
-            Ok(()) => sync(parent),
-            // Who made it may not have synced it yet.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sync(parent),
+        match make_directory(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.make_directories(parent)?;
-                self.make_directories(directory)
+                self.make_directories(directory.parent().unwrap_or(self.0))?;
+                make_directory(directory)
             }
-            Err(error) => Err(error),
+            outcome => outcome,
         }
+    }
+
+    fn get(&self, key: &str) -> io::Result<Bytes> {
+        let path = self.path(key)?;
+        let mut file = File::open(&path)?;
+        let metadata = file.metadata()?;
+        // Linked a moment ago: whoever builds on it must not find it gone after a power failure.
+        let changed = UNIX_EPOCH + Duration::from_secs(metadata.ctime().max(0) as u64);
+        if SystemTime::now().duration_since(changed).is_ok_and(|age| age < FRESH) {
+            sync(path.parent().unwrap_or(self.0))?;
+        }
+        let mut body = Vec::with_capacity(metadata.len() as usize);
+        file.read_to_end(&mut body)?;
+        Ok(body.into())
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
         let mut file = File::open(self.path(key)?)?;
+        let len = range.end.checked_sub(range.start).ok_or(io::ErrorKind::InvalidInput)?;
+        // Before a buffer is made that no object could fill.
+        if range.end > file.metadata()?.len() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the object is shorter"));
+        }
         file.seek(SeekFrom::Start(range.start))?;
-        let mut body = vec![0; (range.end - range.start) as usize];
+        let mut body = vec![0; len as usize];
         file.read_exact(&mut body)?;
         Ok(body.into())
     }
@@ -174,7 +172,7 @@ impl Inner {
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> io::Result<Vec<Listed>> {
         let directory = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
         let mut found = Vec::new();
-        let path = self.root.join(directory);
+        let path = self.0.join(directory);
         match self.walk(&path, directory, prefix, after.unwrap_or(""), limit, &mut found) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(Vec::new())
@@ -200,7 +198,7 @@ impl Inner {
             let is_directory = entry.file_type()?.is_dir();
             // Key order compares the slash too.
             let key = format!("{base}{name}{}", if is_directory { "/" } else { "" });
-            if key.starts_with(prefix) && key != format!("{TEMPORARY}/") {
+            if key.starts_with(prefix) {
                 names.push((key, entry));
             }
         }
@@ -234,15 +232,23 @@ impl Inner {
     }
 
     fn delete(&self, key: &str) -> io::Result<()> {
-        match fs::remove_file(self.path(key)?) {
+        let path = self.path(key)?;
+        match fs::remove_file(&path) {
+            Ok(()) => sync(path.parent().unwrap_or(self.0)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            outcome => outcome,
+            Err(error) => Err(error),
         }
     }
 }
 
 fn millis(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Gives an unnamed file its name, if nothing has it.
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 fn sync(directory: &Path) -> io::Result<()> {
@@ -252,23 +258,62 @@ fn sync(directory: &Path) -> io::Result<()> {
 #[async_trait]
 impl Store for Directory {
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
-        self.blocking(key, move |inner, key| inner.put(key, &body)).await
+        self.blocking(key, move |root, key| root.put(key, &body)).await
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        self.blocking(key, |inner, key| fs::read(inner.path(key)?).map(Bytes::from)).await
+        self.blocking(key, |root, key| root.get(key)).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.blocking(key, move |inner, key| inner.get_range(key, range)).await
+        self.blocking(key, move |root, key| root.get_range(key, range)).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let after = after.map(str::to_owned);
-        self.blocking(prefix, move |inner, prefix| inner.list(prefix, after.as_deref(), limit)).await
+        self.blocking(prefix, move |root, prefix| root.list(prefix, after.as_deref(), limit)).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.blocking(key, |inner, key| inner.delete(key)).await
+        self.blocking(key, |root, key| root.delete(key)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_that_lead_elsewhere_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Directory::new(root.path().join("pool"));
+        fs::create_dir(root.path().join("pool")).unwrap();
+        for key in ["", "../outside", "/outside", "a/../../outside"] {
+            let refused = store.put_if_absent(key, Bytes::from_static(b"x")).await;
+            assert!(matches!(refused, Err(StoreError::Refused { .. })), "{key:?}: {refused:?}");
+        }
+        assert!(!root.path().join("outside").exists());
+    }
+
+    #[tokio::test]
+    async fn a_range_that_no_object_could_fill_is_refused_before_memory_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Directory::new(root.path().to_owned());
+        store.put_if_absent("k", Bytes::from_static(b"four")).await.unwrap();
+        let refused = store.get_range("k", 0..u64::MAX).await;
+        assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_but_objects_is_left_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Directory::new(root.path().to_owned());
+        store.put_if_absent("a/b", Bytes::from_static(b"x")).await.unwrap();
+        store.put_if_absent("a/b", Bytes::from_static(b"y")).await.unwrap_err();
+        let names = |path: &Path| -> Vec<_> {
+            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        };
+        assert_eq!(names(root.path()), ["a"]);
+        assert_eq!(names(&root.path().join("a")), ["b"]);
     }
 }

@@ -10,6 +10,7 @@
 //! Conditional *update* is never asked for. A put that timed out may still land, at any later time.
 
 mod config;
+mod connect;
 mod directory;
 mod memory;
 mod remote;
@@ -22,7 +23,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use config::{ConfigError, ConnectError, Credentials, Encryption, PoolConfig};
+pub use config::{ConfigError, Credentials, Encryption, PoolConfig};
 pub use directory::Directory;
 pub use memory::Memory;
 pub use remote::Remote;

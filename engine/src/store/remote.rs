@@ -53,6 +53,7 @@ fn translate(key: &str, error: &object_store::Error) -> StoreError {
     let (key, reason) = (key.to_owned(), Causes(error).to_string());
     match error {
         Error::NotFound { .. } => StoreError::NotFound { key },
+        Error::AlreadyExists { .. } if is_conflict(&reason) => StoreError::Unavailable { key, reason },
         Error::AlreadyExists { .. } | Error::Precondition { .. } => StoreError::AlreadyExists { key },
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => StoreError::Denied { key, reason },
         Error::InvalidPath { .. }
@@ -61,7 +62,38 @@ fn translate(key: &str, error: &object_store::Error) -> StoreError {
         | Error::NotModified { .. }
         | Error::UnknownConfigurationKey { .. } => StoreError::Refused { key, reason },
         // The crate's errors may grow; what we do not know may have happened, so it is tried again.
-        Error::Generic { .. } | Error::JoinError { .. } | _ => StoreError::Unavailable { key, reason },
+        Error::Generic { .. } | Error::JoinError { .. } | _ => match status_in(&reason) {
+            Some(401 | 403) => StoreError::Denied { key, reason },
+            Some(404) => StoreError::NotFound { key },
+            Some(408 | 409 | 429) => StoreError::Unavailable { key, reason },
+            // S3 says so of a body that came too slowly.
+            Some(400) if reason.contains("RequestTimeout") => StoreError::Unavailable { key, reason },
+            Some(400..=499) => StoreError::Refused { key, reason },
+            Some(_) | None => StoreError::Unavailable { key, reason },
+        },
+    }
+}
+
+/// The HTTP status in an error's text: the crate keeps it nowhere else.
+fn status_in(reason: &str) -> Option<u16> {
+    let (_, rest) = reason.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
+}
+
+/// Whether a refused create says only that another request is under way: S3 answers 409 then, and the object may yet
+/// come into being or not, so taking it for one that exists could lose data. Azure says 409 of an object that exists,
+/// too, and names that.
+fn is_conflict(reason: &str) -> bool {
+    status_in(reason) == Some(409) && !reason.contains("BlobAlreadyExists")
+}
+
+/// No object is found where one is put or listed, if the bucket itself is missing.
+fn no_bucket(error: StoreError) -> StoreError {
+    match error {
+        StoreError::NotFound { key } => {
+            StoreError::Refused { key, reason: "the bucket or container does not exist".into() }
+        }
+        other => other,
     }
 }
 
@@ -88,7 +120,8 @@ impl<S: ObjectStore> Store for Remote<S> {
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = self.path(key);
-        self.attempt(key, self.store.put_opts(&path, PutPayload::from_bytes(body), options)).await.map(|_| ())
+        let put = self.store.put_opts(&path, PutPayload::from_bytes(body), options);
+        self.attempt(key, put).await.map(|_| ()).map_err(no_bucket)
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
@@ -131,7 +164,7 @@ impl<S: ObjectStore> Store for Remote<S> {
             }
             Ok(found)
         };
-        self.attempt(prefix, listing).await
+        self.attempt(prefix, listing).await.map_err(no_bucket)
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {

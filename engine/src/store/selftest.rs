@@ -176,7 +176,7 @@ mod tests {
         self_test(&memory, &env).await.unwrap();
         assert!(memory.list("", None, 1).await.unwrap().is_empty(), "the test left objects behind");
         let directory = tempfile::tempdir().unwrap();
-        let store = crate::store::Directory::open(directory.path(), &*env.entropy).unwrap();
+        let store = crate::store::Directory::new(directory.path().to_owned());
         self_test(&store, &env).await.unwrap();
     }
 

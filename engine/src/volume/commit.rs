@@ -15,10 +15,10 @@ use super::checkpoint::Checkpointer;
 use super::{Appended, Over, Overlay, Request, Shared, VolumeError, random_id};
 use crate::codec;
 use crate::ids::{ObjectId, RecordNumber};
-use crate::log::{Backoff, Control, Log, LogError, Op, Put, Record};
+use crate::log::{Control, Log, LogError, Op, Put, Record};
 use crate::map::{Map, PageSource};
 use crate::pool::layout;
-use crate::store::StoreError;
+use crate::store::{Backoff, StoreError};
 
 /// How long one attempt to put a record or a segment is repeated before those who wait are told.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -254,7 +254,7 @@ impl Committer {
 
     /// Puts an object with a random id, as often as it takes.
     async fn put_object(&self, key: String, body: bytes::Bytes) -> Result<(), Over> {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let mut tell = Instant::now() + ATTEMPT;
         loop {
             let error = match self.log.store.put_if_absent(&key, body.clone()).await {
@@ -303,7 +303,7 @@ impl Committer {
 
     /// Encodes a record; only pages that have to be put first can make it wait.
     async fn encode(&self, record: Record, batch: &Batch, ops: &[Op]) -> Result<codec::EncodedRecord, Over> {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             match batch::encode_record(record.clone(), batch, ops, &self.log, &self.pages).await {
                 Ok(encoded) => return Ok(encoded),
@@ -315,7 +315,7 @@ impl Committer {
     }
 
     async fn put(&self, record: &Record, body: bytes::Bytes) -> Result<Put, Over> {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             match self.log.put(record.number, record.id, body.clone(), Instant::now() + ATTEMPT).await {
                 Ok(put) => return Ok(put),
@@ -341,7 +341,7 @@ impl Committer {
         if self.control.apply(found).is_ok() {
             return Err(Over::Superseded { number: found.number });
         }
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         let newest = loop {
             match self.log.newest_root(Instant::now() + ATTEMPT).await {
                 Ok(newest) => break newest,
@@ -371,7 +371,7 @@ impl Committer {
     }
 
     async fn apply_to_map(&mut self, record: &Record) -> Result<(), CommitError> {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::default();
         loop {
             match self.map.apply(&record.ops).await {
                 Ok(()) => break,

@@ -21,10 +21,9 @@ use crate::cache::{ChunkCache, ChunkKey};
 use crate::codec::{self, CodecError};
 use crate::env::Env;
 use crate::lineage::{Lineage, UnknownAncestor};
-use crate::log::Backoff;
 use crate::map::{Location, SegmentKind, SegmentRef};
 use crate::pool::layout;
-use crate::store::StoreError;
+use crate::store::{Backoff, StoreError};
 
 /// Chunks this far apart in a segment still share a request: the bytes between cost less than a round trip.
 const GAP_BYTES: u64 = 16 << 10;
@@ -184,7 +183,7 @@ impl Fetcher {
         let get = async move {
             let _permit = permits.acquire().await;
             let deadline = Instant::now() + PATIENCE;
-            let mut backoff = Backoff::new();
+            let mut backoff = Backoff::default();
             let outcome = loop {
                 match source.store.get_range(&key, range.clone()).await {
                     Ok(bytes) => break Ok(bytes),
