@@ -13,6 +13,7 @@ pub mod cache;
 pub mod codec;
 pub mod control;
 pub mod env;
+pub mod host;
 pub mod ids;
 pub mod lineage;
 pub mod log;
