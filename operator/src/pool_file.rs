@@ -174,6 +174,7 @@ impl PoolFile {
             ConfigError::Malformed { .. }
             | ConfigError::Url { .. }
             | ConfigError::Outside { .. }
+            | ConfigError::Directory { .. }
             | ConfigError::Missing { .. }
             | ConfigError::Refused { .. } => PoolFileError::Refused(error),
         })?;
