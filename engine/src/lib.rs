@@ -8,6 +8,7 @@
 //!
 //! The engine knows neither Kubernetes nor gRPC. Its store, clock and randomness are given to it.
 
+pub mod archive;
 pub mod buffer;
 pub mod cache;
 pub mod codec;
