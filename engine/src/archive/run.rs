@@ -64,7 +64,8 @@ pub async fn archive(
     progress: &watch::Sender<Progress>,
 ) -> Result<Handle, ArchiveError> {
     let snapshot = run.source.snapshot.ok_or(ArchiveError::NoSnapshot { handle: run.source })?;
-    let source_pool = host.pools.get(run.source.pool).ok_or(ArchiveError::UnknownPool { handle: run.source })?;
+    let source_pool =
+        host.pools.get(run.source.pool).ok_or(ArchiveError::UnknownPool { handle: run.source })?;
     let reader = host.snapshot_reader(&source_pool, run.source.volume, snapshot, deadline()).await?;
     let (_, source) = host.describe(&source_pool, run.source.volume, deadline()).await?;
     let size_bytes = source.live_snapshot(snapshot).map_or(0, |found| found.size_bytes);
@@ -142,7 +143,9 @@ async fn copy(
     if control.size_bytes < size_bytes {
         archive.resize(size_bytes).await?;
     }
-    let Blocks::Moment(new) = reader.blocks() else { return Err(ArchiveError::NoSnapshot { handle: run.source }) };
+    let Blocks::Moment(new) = reader.blocks() else {
+        return Err(ArchiveError::NoSnapshot { handle: run.source });
+    };
     let base = base_view(host, source_pool, run.source.volume, &control).await?;
     // Without a base everything is copied, over whatever the head has.
     let full = base.is_none();
@@ -150,7 +153,8 @@ async fn copy(
     let id = ObjectId::random(&*source_pool.env().entropy);
     let mut bulk = archive.bulk(id);
     let mut diff = Diff::new(&old, new, 0);
-    let mut step = Step { reader, run, progress, full, at: 0, extents: Vec::new(), bytes: 0, changed_bytes: 0 };
+    let mut step =
+        Step { reader, run, progress, full, at: 0, extents: Vec::new(), bytes: 0, changed_bytes: 0 };
     progress.send_modify(|progress| progress.total_bytes = size_bytes);
     while let Some(extent) = diff.next().await? {
         step.take(extent, &mut bulk).await?;
@@ -175,7 +179,8 @@ async fn base_view(
     source: VolumeId,
     archive: &Control,
 ) -> Result<Option<MapView>, ArchiveError> {
-    let Some(base) = newest_source(archive).filter(|base| base.pool == source_pool.id() && base.volume == source)
+    let Some(base) =
+        newest_source(archive).filter(|base| base.pool == source_pool.id() && base.volume == source)
     else {
         return Ok(None);
     };
