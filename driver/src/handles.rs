@@ -21,12 +21,18 @@ pub struct SnapshotHandle {
     pub snapshot: SnapshotId,
 }
 
+/// Checks that a request names a volume at all; other fields are looked at before the volume itself.
+pub fn check_present(volume_id: &str) -> Result<(), Status> {
+    match volume_id {
+        "" => Err(Status::invalid_argument("the request names no volume: volume_id is empty")),
+        _ => Ok(()),
+    }
+}
+
 impl VolumeHandle {
     /// The handle in `volume_id`. What cannot be a handle of ours names no volume: `NOT_FOUND`.
     pub fn required(volume_id: &str) -> Result<Self, Status> {
-        if volume_id.is_empty() {
-            return Err(Status::invalid_argument("the request names no volume: volume_id is empty"));
-        }
+        check_present(volume_id)?;
         Self::parse(volume_id).ok_or_else(|| Status::not_found(format!("no volume is called {volume_id:?}")))
     }
 

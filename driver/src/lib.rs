@@ -10,6 +10,7 @@
 //!   holdfast-engine
 //! ```
 
+pub mod args;
 pub mod capability;
 pub mod controller;
 pub mod frontend;
@@ -24,9 +25,11 @@ pub mod node;
 pub mod offload;
 pub mod owner;
 pub mod params;
+pub mod pools;
 pub mod publication;
 pub mod registration;
 pub mod rpc;
+pub mod run;
 pub mod size;
 pub mod sockets;
 pub mod status;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use holdfast_engine::codec::Codec;
 use tonic::Status;
 
 /// Parameters with this prefix belong to Kubernetes' sidecars. They take out those they know; the name and namespace
@@ -11,29 +12,6 @@ const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 /// The parameter that names the file system, for callers other than the provisioner (which moves it into the
 /// capability).
 const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
-
-/// How a volume's chunks are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Codec {
-    /// LZ4.
-    #[default]
-    Lz4,
-    /// Zstandard.
-    Zstd,
-    /// Not at all.
-    Raw,
-}
-
-impl Codec {
-    /// Its name in a StorageClass.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lz4 => "lz4",
-            Self::Zstd => "zstd",
-            Self::Raw => "raw",
-        }
-    }
-}
 
 /// When an fsync returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +31,7 @@ impl Durability {
 }
 
 /// What a StorageClass can set.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
     /// The pool, by its local name.
     pub pool: Option<String>,
@@ -63,6 +41,12 @@ pub struct Parameters {
     pub codec: Codec,
     /// When an fsync returns.
     pub durability: Durability,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { pool: None, fs_type: None, codec: Codec::Lz4, durability: Durability::Remote }
+    }
 }
 
 impl Parameters {

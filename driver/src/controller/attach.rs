@@ -8,18 +8,19 @@ use tonic::Status;
 
 use super::storage::Storage;
 use crate::capability::Capability;
-use crate::handles::VolumeHandle;
+use crate::handles::{VolumeHandle, check_present};
 use crate::publication::{Access, Publication};
 
 pub(super) async fn publish(
     storage: &dyn Storage,
     request: ControllerPublishVolumeRequest,
 ) -> Result<ControllerPublishVolumeResponse, Status> {
-    let handle = VolumeHandle::required(&request.volume_id)?;
+    check_present(&request.volume_id)?;
     if request.node_id.is_empty() {
         return Err(Status::invalid_argument("the request names no node: node_id is empty"));
     }
     let capability = Capability::required(request.volume_capability.as_ref())?;
+    let handle = VolumeHandle::required(&request.volume_id)?;
     let access = if request.readonly { Access::ReadOnly } else { capability.access };
     let grant = storage.publish(handle, &request.node_id, access).await?;
     let publish_context = Publication { grant, access }.to_context();

@@ -9,6 +9,7 @@
 mod attach;
 mod convert;
 mod listings;
+pub mod pooled;
 mod snapshots;
 pub mod storage;
 mod volumes;

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::convert;
 use super::storage::Storage;
-use crate::handles::{SnapshotHandle, VolumeHandle};
+use crate::handles::{SnapshotHandle, VolumeHandle, check_present};
 
 /// Parameters with this prefix belong to the snapshotter (`--extra-create-metadata`).
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
@@ -17,12 +17,13 @@ pub(super) async fn create(
     request: CreateSnapshotRequest,
 ) -> Result<CreateSnapshotResponse, Status> {
     convert::check_name("snapshot", &request.name)?;
-    let source = VolumeHandle::required(&request.source_volume_id)?;
+    check_present(&request.source_volume_id)?;
     if let Some(name) = request.parameters.keys().find(|name| !name.starts_with(SIDECAR_PREFIX)) {
         return Err(Status::invalid_argument(format!(
             "the VolumeSnapshotClass sets {name:?}; it has no parameters"
         )));
     }
+    let source = VolumeHandle::required(&request.source_volume_id)?;
     let info = storage.create_snapshot(source, &request.name).await?;
     Ok(CreateSnapshotResponse { snapshot: Some(convert::snapshot(&info)) })
 }

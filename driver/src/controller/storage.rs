@@ -6,11 +6,12 @@
 //! - Errors are final for the caller: a code of CSI and one message for the person who reads the event.
 
 use async_trait::async_trait;
+use holdfast_engine::codec::Codec;
 use holdfast_engine::ids::GrantId;
 use tonic::Status;
 
 use crate::handles::{SnapshotHandle, VolumeHandle};
-use crate::params::{Codec, Durability};
+use crate::params::Durability;
 use crate::publication::Access;
 
 /// What a new volume begins as.

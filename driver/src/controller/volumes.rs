@@ -12,7 +12,7 @@ use tonic::Status;
 use super::convert;
 use super::storage::{NewVolume, Source, Storage, VolumeInfo};
 use crate::capability::{Capability, Form, fs_type, min_bytes};
-use crate::handles::VolumeHandle;
+use crate::handles::{VolumeHandle, check_present};
 use crate::params::Parameters;
 use crate::size::{DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, Sizes, to_csi};
 
@@ -106,10 +106,11 @@ pub(super) async fn validate(
     storage: &dyn Storage,
     request: ValidateVolumeCapabilitiesRequest,
 ) -> Result<ValidateVolumeCapabilitiesResponse, Status> {
-    let handle = VolumeHandle::required(&request.volume_id)?;
+    check_present(&request.volume_id)?;
     if request.volume_capabilities.is_empty() {
         return Err(Status::invalid_argument("the request has no volume_capabilities"));
     }
+    let handle = VolumeHandle::required(&request.volume_id)?;
     storage.volume(handle).await?;
     let supported = Capability::all(&request.volume_capabilities)
         .and_then(|_| Parameters::parse(&request.parameters).map(|_| ()));
@@ -151,12 +152,13 @@ pub(super) async fn expand(
     storage: &dyn Storage,
     request: ControllerExpandVolumeRequest,
 ) -> Result<ControllerExpandVolumeResponse, Status> {
-    let handle = VolumeHandle::required(&request.volume_id)?;
+    check_present(&request.volume_id)?;
     let range = request
         .capacity_range
         .ok_or_else(|| Status::invalid_argument("the request has no capacity_range"))?;
     let sizes = Sizes::parse(Some(&range))?;
     let capability = request.volume_capability.as_ref().map(Capability::parse).transpose()?;
+    let handle = VolumeHandle::required(&request.volume_id)?;
     let present = storage.volume(handle).await?.size_bytes;
     let wanted = sizes.choose(present, present)?;
     let capacity_bytes = if wanted > present { storage.resize(handle, wanted).await? } else { present };

@@ -98,8 +98,8 @@ impl Volumes for FakeNode {
         Ok(())
     }
 
-    async fn attached(&self, volume: VolumeHandle) -> Option<Attached> {
-        self.state().attached.get(&volume).cloned()
+    async fn attached(&self, volume: VolumeHandle) -> Result<Option<Attached>, Status> {
+        Ok(self.state().attached.get(&volume).cloned())
     }
 
     async fn grow(&self, volume: VolumeHandle) -> Result<Attached, Status> {

@@ -11,6 +11,7 @@
 //! block devices are adopted by [`volumes::Volumes`].
 
 mod in_flight;
+pub mod open;
 mod publish;
 pub mod records;
 mod stage;
@@ -37,7 +38,7 @@ use holdfast_csi_proto::csi::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::handles::VolumeHandle;
+use crate::handles::{VolumeHandle, check_present};
 use crate::mount::Mounter;
 use in_flight::InFlight;
 use records::Records;
@@ -125,8 +126,9 @@ impl Node for NodeService {
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         let NodeUnstageVolumeRequest { volume_id, staging_target_path } = request.into_inner();
+        check_present(&volume_id)?;
+        let staging = stage::mount_path("staging_target_path", &staging_target_path)?;
         let volume = VolumeHandle::required(&volume_id)?;
-        let staging = stage::path("staging_target_path", &staging_target_path)?;
         self.alone(volume, |parts| async move {
             stage::unstage(&parts, volume, &staging).await?;
             Ok(NodeUnstageVolumeResponse {})
@@ -151,8 +153,9 @@ impl Node for NodeService {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
+        check_present(&volume_id)?;
+        let target = stage::mount_path("target_path", &target_path)?;
         let volume = VolumeHandle::required(&volume_id)?;
-        let target = stage::path("target_path", &target_path)?;
         self.alone(volume, |parts| async move {
             publish::unpublish(&parts, volume, &target).await?;
             Ok(NodeUnpublishVolumeResponse {})
@@ -172,8 +175,10 @@ impl Node for NodeService {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
+        check_present(&request.volume_id)?;
+        let path = stage::path("volume_path", &request.volume_path)?;
         let volume = VolumeHandle::required(&request.volume_id)?;
-        self.alone(volume, |parts| async move { stats::expand(&parts, volume, &request).await }).await
+        self.alone(volume, |parts| async move { stats::expand(&parts, volume, &path, &request).await }).await
     }
 
     async fn node_get_capabilities(

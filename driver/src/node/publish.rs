@@ -8,7 +8,7 @@ use tonic::Status;
 use super::Parts;
 use super::records::Kind;
 use super::stage::{self, Stage};
-use crate::handles::VolumeHandle;
+use crate::handles::{VolumeHandle, check_present};
 use crate::publication::Access;
 use crate::status;
 
@@ -23,8 +23,8 @@ pub(super) struct Publish {
 
 impl Publish {
     pub fn parse(request: &NodePublishVolumeRequest) -> Result<Self, Status> {
-        VolumeHandle::required(&request.volume_id)?;
-        let target = stage::path("target_path", &request.target_path)?;
+        check_present(&request.volume_id)?;
+        let target = stage::mount_path("target_path", &request.target_path)?;
         let stage = Stage::parse(&NodeStageVolumeRequest {
             volume_id: request.volume_id.clone(),
             publish_context: request.publish_context.clone(),
@@ -62,7 +62,7 @@ pub(super) async fn publish(parts: &Parts, request: &Publish) -> Result<(), Stat
 }
 
 pub(super) async fn unpublish(parts: &Parts, volume: VolumeHandle, target: &Path) -> Result<(), Status> {
-    let works = parts.volumes.attached(volume).await.is_some_and(|attached| attached.over.is_none());
+    let works = parts.volumes.attached(volume).await?.is_some_and(|attached| attached.over.is_none());
     let unmounted =
         if works { parts.mounter.unmount(target).await } else { parts.mounter.detach(target).await };
     unmounted.map_err(status::mount)?;

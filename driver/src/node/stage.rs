@@ -9,7 +9,7 @@ use super::Parts;
 use super::records::{Kind, Record};
 use super::volumes::Attached;
 use crate::capability::{Capability, Form};
-use crate::handles::VolumeHandle;
+use crate::handles::{VolumeHandle, check_present};
 use crate::mount::FsSpec;
 use crate::publication::{Access, Publication};
 use crate::status;
@@ -25,12 +25,22 @@ pub(super) struct Stage {
 
 impl Stage {
     pub fn parse(request: &NodeStageVolumeRequest) -> Result<Self, Status> {
-        Ok(Self {
-            volume: VolumeHandle::required(&request.volume_id)?,
-            staging: path("staging_target_path", &request.staging_target_path)?,
-            capability: Capability::required(request.volume_capability.as_ref())?,
-            publication: Publication::parse(&request.publish_context)?,
-        })
+        check_present(&request.volume_id)?;
+        let staging = mount_path("staging_target_path", &request.staging_target_path)?;
+        let capability = Capability::required(request.volume_capability.as_ref())?;
+        let volume = VolumeHandle::required(&request.volume_id)?;
+        let publication = Publication::parse(&request.publish_context)?;
+        Ok(Self { volume, publication, staging, capability })
+    }
+}
+
+/// Reads a path of a request at which something is to be mounted.
+pub(super) fn mount_path(field: &str, given: &str) -> Result<PathBuf, Status> {
+    let path = path(field, given)?;
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Status::invalid_argument(format!("{field} {given:?} is not absolute")))
     }
 }
 
@@ -38,9 +48,6 @@ impl Stage {
 pub(super) fn path(field: &str, given: &str) -> Result<PathBuf, Status> {
     match given {
         "" => Err(Status::invalid_argument(format!("the request has no {field}"))),
-        given if !given.starts_with('/') => {
-            Err(Status::invalid_argument(format!("{field} {given:?} is not absolute")))
-        }
         given => Ok(PathBuf::from(given)),
     }
 }
@@ -49,7 +56,7 @@ pub(super) fn path(field: &str, given: &str) -> Result<PathBuf, Status> {
 pub(super) async fn stage(parts: &Parts, request: &Stage) -> Result<Attached, Status> {
     let volume = request.volume;
     let mut record = parts.records.load(volume).map_err(status::record)?;
-    if let Some(attached) = parts.volumes.attached(volume).await
+    if let Some(attached) = parts.volumes.attached(volume).await?
         && (attached.publication != request.publication || attached.over.is_some())
     {
         give_up(parts, volume, &record).await?;
@@ -72,7 +79,7 @@ pub(super) async fn stage(parts: &Parts, request: &Stage) -> Result<Attached, St
 /// Unmounts the staging path, writes everything out and detaches.
 pub(super) async fn unstage(parts: &Parts, volume: VolumeHandle, staging: &Path) -> Result<(), Status> {
     let record = parts.records.load(volume).map_err(status::record)?;
-    match parts.volumes.attached(volume).await {
+    match parts.volumes.attached(volume).await? {
         Some(attached) if attached.over.is_none() => {
             parts.mounter.unmount(staging).await.map_err(status::mount)?;
             parts.volumes.detach(volume).await?;

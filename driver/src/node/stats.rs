@@ -12,7 +12,7 @@ use tonic::Status;
 use super::records::Kind;
 use super::volumes::Attached;
 use super::{Parts, stage};
-use crate::handles::VolumeHandle;
+use crate::handles::{VolumeHandle, check_present};
 use crate::mount::FsStats;
 use crate::size::{Sizes, to_csi};
 use crate::status;
@@ -21,8 +21,9 @@ pub(super) async fn stats(
     parts: &Parts,
     request: &NodeGetVolumeStatsRequest,
 ) -> Result<NodeGetVolumeStatsResponse, Status> {
-    let volume = VolumeHandle::required(&request.volume_id)?;
+    check_present(&request.volume_id)?;
     let path = stage::path("volume_path", &request.volume_path)?;
+    let volume = VolumeHandle::required(&request.volume_id)?;
     let (attached, kind) = at(parts, volume, &path).await?;
     if let Some(reason) = attached.over {
         // Its file system does not answer any more.
@@ -48,11 +49,11 @@ pub(super) async fn stats(
 pub(super) async fn expand(
     parts: &Parts,
     volume: VolumeHandle,
+    path: &Path,
     request: &NodeExpandVolumeRequest,
 ) -> Result<NodeExpandVolumeResponse, Status> {
-    let path = stage::path("volume_path", &request.volume_path)?;
     let sizes = Sizes::parse(request.capacity_range.as_ref())?;
-    let (_, kind) = at(parts, volume, &path).await?;
+    let (_, kind) = at(parts, volume, path).await?;
     let grown = parts.volumes.grow(volume).await?;
     if grown.size_bytes < sizes.required {
         return Err(Status::failed_precondition(format!(
@@ -61,14 +62,14 @@ pub(super) async fn expand(
         )));
     }
     if kind == Kind::Filesystem {
-        parts.mounter.grow(&path).await.map_err(status::mount)?;
+        parts.mounter.grow(path).await.map_err(status::mount)?;
     }
     Ok(NodeExpandVolumeResponse { capacity_bytes: to_csi(grown.size_bytes) })
 }
 
 /// The volume and what of it is at `path`. `NOT_FOUND` if it is not there.
 async fn at(parts: &Parts, volume: VolumeHandle, path: &Path) -> Result<(Attached, Kind), Status> {
-    let attached = parts.volumes.attached(volume).await;
+    let attached = parts.volumes.attached(volume).await?;
     let kind = parts.records.load(volume).map_err(status::record)?.kind(path);
     attached.zip(kind).ok_or_else(|| {
         Status::not_found(format!("volume {volume} is not at {} on this node", path.display()))

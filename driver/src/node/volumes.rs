@@ -41,8 +41,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// replaced by a newer one.
     async fn give_up(&self, volume: VolumeHandle) -> Result<(), Status>;
 
-    /// The volume, if it is attached.
-    async fn attached(&self, volume: VolumeHandle) -> Option<Attached>;
+    /// The volume, if it is attached. `UNAVAILABLE` while it cannot be told because a predecessor's volume could not be
+    /// taken over yet: it may hold writes that are not in the store.
+    async fn attached(&self, volume: VolumeHandle) -> Result<Option<Attached>, Status>;
 
     /// Makes the block device as large as the volume has become.
     async fn grow(&self, volume: VolumeHandle) -> Result<Attached, Status>;

@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod server;
+pub mod service;
 mod tls;
 
 #[cfg(test)]

@@ -85,11 +85,10 @@ impl Pool {
         let listed = self.list(layout::SNAPSHOTS, after.as_deref(), limit, deadline).await?;
         let last = listed.last().filter(|_| listed.len() == limit);
         let next = last.and_then(|last| layout::snapshot_hash_in(&last.key)).map(str::to_owned);
-        let bindings: Vec<Option<Binding>> = stream::iter(&listed)
-            .map(|found| self.read(&found.key, deadline))
-            .buffered(PARALLEL_READS)
-            .try_collect()
-            .await?;
+        // Collected, for a future that holds the closure is not Send for all lifetimes.
+        let reads: Vec<_> = listed.iter().map(|found| self.read(&found.key, deadline)).collect();
+        let bindings: Vec<Option<Binding>> =
+            stream::iter(reads).buffered(PARALLEL_READS).try_collect().await?;
         // One that was freed meanwhile is gone.
         let named = bindings.into_iter().flatten();
         let items =

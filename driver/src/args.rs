@@ -1,0 +1,79 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Where the pools are.
+#[derive(Debug, Clone, Args)]
+pub struct PoolArgs {
+    /// Directory of the pools' files, NAME.yaml each.
+    #[arg(long)]
+    pub pools_dir: PathBuf,
+    /// Directory of the archive targets' files, NAME.yaml each.
+    #[arg(long)]
+    pub targets_dir: PathBuf,
+    /// A directory that pools with file:// URLs must lie below; may be repeated. Without it every directory is
+    /// allowed.
+    #[arg(long = "file-root")]
+    pub file_roots: Vec<PathBuf>,
+}
+
+/// What the controller and the node plugin have in common.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// The CSI socket: unix:///path/to/csi.sock
+    #[arg(long)]
+    pub endpoint: String,
+    /// The pools.
+    #[command(flatten)]
+    pub pools: PoolArgs,
+    /// Address of the liveness probe and of the list of loaded pools.
+    #[arg(long)]
+    pub health_addr: SocketAddr,
+    /// Address of the metrics.
+    #[arg(long)]
+    pub metrics_addr: SocketAddr,
+    /// Directory with ca.crt, tls.crt and tls.key for calls from the controller to nodes. Without it a snapshot of an
+    /// attached volume cannot be taken.
+    #[arg(long)]
+    pub tls_dir: Option<PathBuf>,
+}
+
+/// The arguments of the controller.
+#[derive(Debug, Clone, Args)]
+pub struct ControllerArgs {
+    /// Common ones.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// The arguments of the node plugin.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// Common ones.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The node's name in Kubernetes.
+    #[arg(long)]
+    pub node_id: String,
+    /// Where the controller reaches this process: IP:PORT.
+    #[arg(long)]
+    pub node_addr: SocketAddr,
+    /// The kubelet's directory.
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub kubelet_dir: PathBuf,
+    /// Directory for the cache and for records of mounts; survives the pod.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// The keeper's socket.
+    #[arg(long)]
+    pub keeper_socket: PathBuf,
+    /// Bytes of the read cache on disk; 0 for none.
+    #[arg(long, default_value_t = 10 << 30)]
+    pub cache_bytes: u64,
+    /// Bytes of each volume's buffer for writes that are not yet in the store.
+    #[arg(long, default_value_t = 32 << 20)]
+    pub dirty_bytes: usize,
+}

@@ -1,0 +1,187 @@
+//! What volumes are opened with, and how.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use holdfast_engine::buffer::{DirtyBuffer, Ring};
+use holdfast_engine::env::Env;
+use holdfast_engine::host::{HostError, OpenAs};
+use holdfast_engine::ids::VolumeId;
+use holdfast_engine::volume::{Fetcher, Hydration, Limits, OpenError, hydrate};
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::{OpenVolume, ReadOnlyVolume, Served};
+use crate::frontend::{FrontEnd, Region, Saved, Stack};
+use crate::handles::VolumeHandle;
+use crate::keeper::Link;
+use crate::offload::Offload;
+use crate::pools::{Pools, deadline};
+use crate::publication::{Access, Publication};
+use crate::status;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The pools.
+    pub pools: Pools,
+    /// Makes block devices.
+    pub front_end: FrontEnd,
+    /// The keeper.
+    pub keeper: Arc<Link>,
+    /// Runs what may block.
+    pub offload: Offload,
+    /// Clock and randomness.
+    pub env: Env,
+    /// Where the controller reaches this process; empty if nowhere.
+    pub endpoint: String,
+    /// Bytes of each volume's dirty buffer.
+    pub dirty_bytes: usize,
+}
+
+impl Parts {
+    /// Opens a volume and builds its block device.
+    pub async fn create(
+        &self,
+        handle: VolumeHandle,
+        publication: Publication,
+    ) -> Result<OpenVolume, Refused> {
+        let (served, foreign) = self.open(handle, publication).await?;
+        let context = super::adopt::context(publication);
+        let stack = self.front_end.create(&handle.to_string(), served.device(), context).await;
+        Ok(assemble(handle, publication, stack.map_err(status::stack)?, served, foreign))
+    }
+
+    /// Opens a volume and goes on serving its block device.
+    pub async fn adopt(
+        &self,
+        handle: VolumeHandle,
+        publication: Publication,
+        saved: Saved,
+    ) -> Result<OpenVolume, Refused> {
+        let (served, foreign) = self.open(handle, publication).await?;
+        let stack = self.front_end.adopt(saved, served.device()).await;
+        Ok(assemble(handle, publication, stack.map_err(status::stack)?, served, foreign))
+    }
+
+    /// Opens a volume; with it, the volumes in other pools that it still reads.
+    async fn open(
+        &self,
+        handle: VolumeHandle,
+        publication: Publication,
+    ) -> Result<(Served, BTreeSet<VolumeId>), Refused> {
+        let deadline = deadline();
+        let (host, volume) = (self.pools.host(), handle.volume);
+        let found = self.pools.find(handle, deadline).await?;
+        match publication.access {
+            Access::ReadWrite => {
+                let foreign = host.foreign(&found.pool, volume, deadline).await.map_err(status::pool)?;
+                let open = OpenAs {
+                    grant: publication.grant,
+                    endpoint: self.endpoint.clone(),
+                    buffer: self.dirty_buffer(handle).await?,
+                    limits: Limits::default(),
+                };
+                match host.open(&found.pool, volume, open, deadline).await {
+                    Ok(volume) => Ok((Served::Writer(volume), foreign)),
+                    Err(HostError::Open(
+                        error @ (OpenError::NotGranted { .. } | OpenError::NoSuchVolume { .. }),
+                    )) => Err(Refused::Lost(status::open(error))),
+                    Err(error) => Err(status::host(error).into()),
+                }
+            }
+            Access::ReadOnly => {
+                let lineage = host.lineage(&found.pool, volume, deadline).await.map_err(status::pool)?;
+                let pages = host.page_source(&found.log, &lineage);
+                let fetcher = Fetcher::new(lineage, Arc::clone(&host.cache), self.env.clone());
+                let opened =
+                    ReadOnlyVolume::open(found.log, publication.grant, pages, fetcher, deadline).await;
+                match opened.map_err(status::log)? {
+                    Some(reader) => Ok((Served::Reader(Arc::new(reader)), BTreeSet::new())),
+                    None => Err(Refused::Lost(Status::failed_precondition(format!(
+                        "the grant of volume {handle} is no longer in force on this node; it has to be attached again"
+                    )))),
+                }
+            }
+        }
+    }
+
+    /// The volume's dirty buffer: a predecessor's, or a new one.
+    async fn dirty_buffer(&self, handle: VolumeHandle) -> Result<Arc<dyn DirtyBuffer>, Status> {
+        let key = handle.to_string();
+        let region = match self.front_end.adopt_dirty_region(&key).await.map_err(status::stack)? {
+            Some((region, _)) => region,
+            None => self
+                .front_end
+                .create_dirty_region(&key, self.dirty_bytes, String::new())
+                .await
+                .map_err(status::stack)?,
+        };
+        let ring = Ring::open(Arc::new(Shared(region)))
+            .map_err(|error| Status::data_loss(format!("the dirty buffer of volume {handle}: {error}")))?;
+        Ok(Arc::new(ring))
+    }
+}
+
+/// A served volume, whose data that lies in archives is copied from now on, behind the user's back.
+fn assemble(
+    handle: VolumeHandle,
+    publication: Publication,
+    stack: Stack,
+    served: Served,
+    foreign: BTreeSet<VolumeId>,
+) -> OpenVolume {
+    let done = foreign.is_empty();
+    let (progress, hydration) = watch::channel(Hydration { done, ..Hydration::default() });
+    if let (Served::Writer(writer), false) = (&served, done) {
+        let writer = writer.clone();
+        tokio::spawn(async move {
+            match hydrate(writer, foreign, 0, progress).await {
+                Ok(()) => tracing::info!(volume = %handle, "the volume needs its archive no longer"),
+                Err(error) => tracing::warn!(volume = %handle, %error, "hydration has ended early"),
+            }
+        });
+    }
+    OpenVolume { handle, publication, stack, freeze: tokio::sync::Mutex::default(), hydration, served }
+}
+
+/// Why a volume is not served.
+#[derive(Debug)]
+pub enum Refused {
+    /// It is not this node's any more.
+    Lost(Status),
+    /// It may be served later.
+    Failed(Status),
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Lost(status) | Refused::Failed(status) => status,
+        }
+    }
+}
+
+/// A region of the front end as the engine's buffer sees it.
+#[derive(Debug)]
+struct Shared(Arc<Region>);
+
+impl holdfast_engine::buffer::Region for Shared {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read_at(&self, offset: usize, bytes: &mut [u8]) {
+        self.0.read_at(offset, bytes);
+    }
+
+    fn write_at(&self, offset: usize, bytes: &[u8]) {
+        self.0.write_at(offset, bytes);
+    }
+}
