@@ -5,6 +5,7 @@ mod demo;
 mod e2e;
 mod generate;
 mod images;
+mod mutate;
 mod sanity;
 mod stores;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Sanity(sanity::Options),
     /// Write the files that are derived from others: the CRDs, the chart's documentation
     Generate(generate::Options),
+    /// Leave rules out that keep data safe, and see that the tests notice
+    Mutate(mutate::Options),
     /// Build the container images
     Images(images::Options),
     /// Make, remove or enter a kind cluster
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::E2e(options) => e2e::run(&options),
         Command::Sanity(options) => sanity::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Mutate(options) => mutate::run(&options),
         Command::Images(options) => images::run(&options),
         Command::Cluster(command) => cluster::run(command),
         Command::Stores(command) => stores::run(command),

@@ -10,6 +10,9 @@ const CARGO_LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// What the front end's tests mount, format and load volumes with.
 const PACKAGES: [&str; 5] = ["e2fsprogs", "fio", "mount", "util-linux", "xfsprogs"];
 
+/// Runs of the simulator.
+const SIMULATED_SEEDS: &str = "2000";
+
 /// A cargo command in the repository.
 pub(super) fn cargo() -> Cmd {
     Cmd::new("cargo").dir(repository()).limit(CARGO_LIMIT)
@@ -40,7 +43,8 @@ pub(super) fn generated() -> Result<Tally> {
 /// The tests of all packages.
 pub(super) fn unit() -> Result<Tally> {
     packages::ensure("the tests of the front end", &PACKAGES)?;
-    run_tests(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--quiet"]))
+    let cargo = cargo().env("HOLDFAST_SEEDS", SIMULATED_SEEDS);
+    run_tests(cargo.args(["test", "--workspace", "--locked", "--no-fail-fast", "--quiet"]))
 }
 
 /// Runs `cargo test` and counts what it reports. What failed is printed in full.

@@ -1,0 +1,90 @@
+//! A process: something that can die or be paused, at any moment.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// One life of a process. What it shares with the world asks it first.
+#[derive(Debug)]
+pub struct Process {
+    pub name: String,
+    dead: watch::Sender<bool>,
+    /// Calls to the store that it still lives to make.
+    calls_left: AtomicU64,
+    /// Writes to the dirty buffer's memory that it still lives to finish.
+    copies_left: AtomicU64,
+    paused_until: Mutex<Option<Instant>>,
+}
+
+impl Process {
+    pub fn new(name: String) -> Self {
+        Self {
+            name,
+            dead: watch::Sender::new(false),
+            calls_left: AtomicU64::new(u64::MAX),
+            copies_left: AtomicU64::new(u64::MAX),
+            paused_until: Mutex::default(),
+        }
+    }
+
+    pub fn kill(&self) {
+        self.dead.send_replace(true);
+    }
+
+    pub fn is_dead(&self) -> bool {
+        *self.dead.borrow()
+    }
+
+    /// Waits until it is dead.
+    pub async fn died(&self) {
+        // The sender is `self`, so the wait cannot fail.
+        let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
+    }
+
+    /// It will die at a later call to the store.
+    pub fn kill_at_call(&self, calls: u64) {
+        self.calls_left.store(calls, Ordering::Relaxed);
+    }
+
+    /// It will die in the middle of a later write to the dirty buffer's memory.
+    pub fn kill_at_copy(&self, copies: u64) {
+        self.copies_left.store(copies, Ordering::Relaxed);
+    }
+
+    /// Whether the write that begins now is its last, which is torn.
+    pub fn dies_at_this_copy(&self) -> bool {
+        let dies = self.copies_left.fetch_sub(1, Ordering::Relaxed) == 0;
+        if dies {
+            self.kill();
+        }
+        dies
+    }
+
+    pub fn pause_until(&self, when: Instant) {
+        *self.paused_until.lock().expect("no holder panics") = Some(when);
+    }
+
+    /// Begins a call to the store. Never returns in a dead process; late in a paused one.
+    pub async fn enter(&self) {
+        if self.calls_left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            self.kill();
+        }
+        self.live().await;
+    }
+
+    /// Goes on only while it lives and is not paused.
+    pub async fn live(&self) {
+        loop {
+            if self.is_dead() {
+                return std::future::pending().await;
+            }
+            let paused_until = *self.paused_until.lock().expect("no holder panics");
+            match paused_until {
+                Some(when) if when > Instant::now() => tokio::time::sleep_until(when).await,
+                Some(_) | None => return,
+            }
+        }
+    }
+}
