@@ -37,7 +37,11 @@ enum Part {
 fn main() -> ExitCode {
     let result: Result<(), Box<dyn std::error::Error>> = match Arguments::parse().part {
         Part::Controller(args) => serve(holdfast_driver::run::controller(args)),
-        Part::Node(args) => serve(holdfast_driver::run::node(args)),
+        Part::Node(args) => {
+            // Before there are threads, which inherit it.
+            holdfast_driver::frontend::become_io_flusher();
+            serve(holdfast_driver::run::node(args))
+        }
         Part::Keeper { socket } => {
             log_to_stderr();
             holdfast_driver::keeper::serve(&socket).map_err(Into::into)

@@ -23,7 +23,7 @@ pub async fn open_volume(pool: &Path, size_bytes: u64, region: Arc<Region>) -> V
     std::fs::create_dir_all(pool).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     let env = Env::system();
-    let store = Arc::new(Directory::open(pool, &*env.entropy).unwrap());
+    let store = Arc::new(Directory::new(pool.into()));
     let log = Log { store, volume: VolumeId([7; 16]), key: None, env };
     let create = |control: &holdfast_engine::log::Control| {
         Ok(if control.last.is_none() {

@@ -99,17 +99,21 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Whatever a failed test left is aborted, so that nothing waits for a volume that nobody serves.
-        let Ok(table) = MountTable::read() else { return };
-        let below: Vec<_> =
-            table.iter().filter(|mount| mount.mount_point.starts_with(self.dir.path())).collect();
-        for mount in below.iter().filter(|mount| mount.fs_type == "fuse.holdfast") {
-            let _ = rustix::mount::unmount(&mount.mount_point, UnmountFlags::FORCE | UnmountFlags::DETACH);
-        }
-        for mount in below.iter().rev() {
-            let _ = rustix::mount::unmount(&mount.mount_point, UnmountFlags::DETACH);
-            let _ = loopdev::detach(Backing { device: mount.device, inode: DISK_NODE }, true);
-        }
+        clean_up(self.dir.path());
+    }
+}
+
+/// Takes away all mounts below a directory. Whatever a failed test left is aborted, so that nothing waits for a volume
+/// that nobody serves.
+pub fn clean_up(dir: &Path) {
+    let Ok(table) = MountTable::read() else { return };
+    let below: Vec<_> = table.iter().filter(|mount| mount.mount_point.starts_with(dir)).collect();
+    for mount in below.iter().filter(|mount| mount.fs_type == "fuse.holdfast") {
+        let _ = rustix::mount::unmount(&mount.mount_point, UnmountFlags::FORCE | UnmountFlags::DETACH);
+    }
+    for mount in below.iter().rev() {
+        let _ = rustix::mount::unmount(&mount.mount_point, UnmountFlags::DETACH);
+        let _ = loopdev::detach(Backing { device: mount.device, inode: DISK_NODE }, true);
     }
 }
 

@@ -173,7 +173,6 @@ mod tests {
             restore_size_bytes: 1,
             changed_bytes: None,
             expires_at: None,
-            newest: true,
         }
     }
 

@@ -1,0 +1,282 @@
+//! A controller and node plugins as processes, and what Kubernetes asks of them.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use holdfast_csi_proto::csi::controller_client::ControllerClient;
+use holdfast_csi_proto::csi::node_client::NodeClient;
+use holdfast_csi_proto::csi::volume_capability::access_mode::Mode;
+use holdfast_csi_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use holdfast_csi_proto::csi::{
+    CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateSnapshotRequest,
+    CreateVolumeRequest, DeleteVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Snapshot, Volume, VolumeCapability,
+    VolumeContentSource,
+};
+use tempfile::TempDir;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::certificates;
+use crate::common::{KeeperProcess, PROGRAM, clean_up, eventually};
+
+pub const MIB: i64 = 1 << 20;
+
+/// A process of the driver that dies with this.
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    fn start(arguments: &[String], log: &Path) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let child = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        Self { child }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        // One that has been killed before has been waited for, and is left alone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The whole of it, over one directory pool.
+pub struct Site {
+    pub controller: ControllerClient<Channel>,
+    _controller: Process,
+    dir: TempDir,
+}
+
+/// A node of the site.
+pub struct Node {
+    pub name: &'static str,
+    pub client: NodeClient<Channel>,
+    pub process: Process,
+    _keeper: KeeperProcess,
+    arguments: Vec<String>,
+    log: PathBuf,
+    dir: PathBuf,
+}
+
+async fn channel(socket: &Path) -> Channel {
+    eventually(&format!("{} accepts connections", socket.display()), || {
+        std::os::unix::net::UnixStream::connect(socket).is_ok()
+    });
+    Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect().await.unwrap()
+}
+
+impl Site {
+    pub async fn start() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for name in ["pool", "pools", "targets"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+        }
+        std::fs::write(root.join("pools/default.yaml"), format!("url: file://{}/pool\n", root.display()))
+            .unwrap();
+        certificates::write(&root.join("tls-controller"), &root.join("tls-node"));
+        let mut arguments = vec!["controller".to_owned()];
+        arguments.extend(common_arguments(root, "controller.sock", "tls-controller"));
+        let process = Process::start(&arguments, &root.join("controller.log"));
+        let controller = ControllerClient::new(channel(&root.join("controller.sock")).await);
+        Self { controller, _controller: process, dir }
+    }
+
+    pub async fn node(&self, name: &'static str) -> Node {
+        let root = self.dir.path();
+        let dir = root.join(name);
+        std::fs::create_dir_all(dir.join("kubelet")).unwrap();
+        let keeper = KeeperProcess::start(&dir.join("keeper.sock"));
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).unwrap();
+        let mut arguments = vec!["node".to_owned()];
+        arguments.extend(common_arguments(root, &format!("{name}/csi.sock"), "tls-node"));
+        arguments.extend([
+            format!("--node-id={name}"),
+            format!("--node-addr={port}"),
+            format!("--kubelet-dir={}/kubelet", dir.display()),
+            format!("--state-dir={}/state", dir.display()),
+            format!("--keeper-socket={}/keeper.sock", dir.display()),
+            "--cache-bytes=0".to_owned(),
+        ]);
+        let log = dir.join("log");
+        let process = Process::start(&arguments, &log);
+        let client = NodeClient::new(channel(&dir.join("csi.sock")).await);
+        Node { name, client, process, _keeper: keeper, arguments, log, dir }
+    }
+
+    pub async fn create(&mut self, name: &str, source: Option<VolumeContentSource>) -> Volume {
+        let request = CreateVolumeRequest {
+            name: name.into(),
+            capacity_range: Some(CapacityRange { required_bytes: 64 * MIB, limit_bytes: 0 }),
+            volume_capabilities: vec![filesystem(Mode::SingleNodeWriter)],
+            parameters: HashMap::from([("pool".into(), "default".into())]),
+            volume_content_source: source,
+            ..CreateVolumeRequest::default()
+        };
+        self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap()
+    }
+
+    pub async fn delete(&mut self, volume: &Volume) {
+        let request =
+            DeleteVolumeRequest { volume_id: volume.volume_id.clone(), ..DeleteVolumeRequest::default() };
+        self.controller.delete_volume(request).await.unwrap();
+    }
+
+    pub async fn attach(
+        &mut self,
+        volume: &Volume,
+        node: &Node,
+        capability: &VolumeCapability,
+    ) -> Result<HashMap<String, String>, Status> {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            node_id: node.name.into(),
+            volume_capability: Some(capability.clone()),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        // The node registers itself in the pool soon after it has started.
+        for _ in 0..200 {
+            match self.controller.controller_publish_volume(request.clone()).await {
+                Err(status) if status.code() == tonic::Code::NotFound => {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                answer => return answer.map(|answer| answer.into_inner().publish_context),
+            }
+        }
+        panic!("node {} does not register in the pool", node.name);
+    }
+
+    pub async fn detach(&mut self, volume: &Volume, node: &Node) {
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            node_id: node.name.into(),
+            ..ControllerUnpublishVolumeRequest::default()
+        };
+        self.controller.controller_unpublish_volume(request).await.unwrap();
+    }
+
+    pub async fn snapshot(&mut self, volume: &Volume, name: &str) -> Result<Snapshot, Status> {
+        let request = CreateSnapshotRequest {
+            source_volume_id: volume.volume_id.clone(),
+            name: name.into(),
+            ..CreateSnapshotRequest::default()
+        };
+        Ok(self.controller.create_snapshot(request).await?.into_inner().snapshot.unwrap())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        clean_up(self.dir.path());
+        if std::thread::panicking() {
+            for name in ["controller.log", "n1/log", "n2/log"] {
+                let log = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+                eprintln!("--- {name}\n{log}");
+            }
+        }
+    }
+}
+
+impl Node {
+    /// SIGKILL and a successor.
+    pub async fn restart(&mut self) {
+        self.process.kill();
+        self.start_again().await;
+    }
+
+    /// A successor of a process that was killed.
+    pub async fn start_again(&mut self) {
+        self.process = Process::start(&self.arguments, &self.log);
+        let socket = self.dir.join("csi.sock");
+        self.client = NodeClient::new(channel(&socket).await);
+    }
+
+    pub fn staging(&self, volume: &Volume) -> PathBuf {
+        self.dir.join("staging").join(&volume.volume_id)
+    }
+
+    /// Where the pod has the volume.
+    pub fn target(&self, volume: &Volume) -> PathBuf {
+        self.dir.join("pods").join(&volume.volume_id)
+    }
+
+    pub async fn publish(
+        &mut self,
+        volume: &Volume,
+        context: &HashMap<String, String>,
+        capability: &VolumeCapability,
+    ) -> Result<PathBuf, Status> {
+        let (staging, target) = (self.staging(volume), self.target(volume));
+        for path in [&staging, &target] {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        let request = NodeStageVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            publish_context: context.clone(),
+            staging_target_path: staging.display().to_string(),
+            volume_capability: Some(capability.clone()),
+            ..NodeStageVolumeRequest::default()
+        };
+        self.client.node_stage_volume(request).await?;
+        let request = NodePublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            publish_context: context.clone(),
+            staging_target_path: staging.display().to_string(),
+            target_path: target.display().to_string(),
+            volume_capability: Some(capability.clone()),
+            ..NodePublishVolumeRequest::default()
+        };
+        self.client.node_publish_volume(request).await?;
+        Ok(target)
+    }
+
+    pub async fn unpublish(&mut self, volume: &Volume) -> Result<(), Status> {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            target_path: self.target(volume).display().to_string(),
+        };
+        self.client.node_unpublish_volume(request).await?;
+        let request = NodeUnstageVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: self.staging(volume).display().to_string(),
+        };
+        self.client.node_unstage_volume(request).await.map(|_| ())
+    }
+}
+
+pub fn filesystem(mode: Mode) -> VolumeCapability {
+    VolumeCapability {
+        access_type: Some(AccessType::Mount(MountVolume::default())),
+        access_mode: Some(AccessMode { mode: mode.into() }),
+    }
+}
+
+pub fn block() -> VolumeCapability {
+    VolumeCapability {
+        access_type: Some(AccessType::Block(BlockVolume {})),
+        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+    }
+}
+
+fn common_arguments(root: &Path, socket: &str, tls: &str) -> Vec<String> {
+    let at = |name: &str| root.join(name).display().to_string();
+    vec![
+        format!("--endpoint=unix://{}", at(socket)),
+        format!("--pools-dir={}", at("pools")),
+        format!("--targets-dir={}", at("targets")),
+        format!("--tls-dir={}", at(tls)),
+        "--health-addr=127.0.0.1:0".into(),
+        "--metrics-addr=127.0.0.1:0".into(),
+    ]
+}
