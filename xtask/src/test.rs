@@ -38,7 +38,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "lints", about: "clippy has nothing to say", run: code::lints },
     Stage { name: "generated", about: "derived files are up to date", run: code::generated },
     Stage { name: "licences", about: "dependencies: licences, sources, bans", run: licences::check },
-    Stage { name: "chart", about: "the chart against Kubernetes' schemas", run: chart::check },
+    Stage { name: "chart", about: "chart and examples against Kubernetes' schemas", run: chart::check },
     Stage { name: "unit", about: "unit, property and simulation tests", run: code::unit },
     Stage { name: "sanity", about: "the conformance suite of CSI", run: conformance },
     Stage { name: "stores", about: "the engine on real object stores", run: real_stores::check },

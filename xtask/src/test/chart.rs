@@ -1,9 +1,13 @@
-//! The chart: what Helm says of it, and every object that it renders against the schemas of Kubernetes itself, of
-//! the oldest version that is supported and of the one that the tests' cluster runs.
+//! The chart and the examples: what Helm says of the chart, and every object that it renders or that is in
+//! `manifests/` against the schemas of Kubernetes itself, of the oldest version that is supported and of the one that
+//! the tests' cluster runs.
 
 mod schemas;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use holdfast_e2e::{
     Error, Result,
@@ -34,18 +38,37 @@ const REFUSED: &[&str] = &[
     "poolDirectory=",
 ];
 
-/// Lints and renders the chart with its defaults and with each file in its directory ci/, and checks what comes out.
+/// The example of values for the chart.
+const EXAMPLE_VALUES: &str = "manifests/s3/values.yaml";
+
+/// Lints and renders the chart with its defaults, with each file in its directory ci/ and with the example of values,
+/// and checks what comes out. Checks the examples.
 pub(super) fn check() -> Result<Tally> {
     let [helm] = programs::build([HELM])?;
     let chart = repository().join("charts/holdfast");
     let mut cases: Vec<Option<PathBuf>> = vec![None];
-    cases.extend(values_files(&chart)?.into_iter().map(Some));
+    cases.extend(yaml_files(&chart.join("ci"))?.into_iter().map(Some));
+    let example_values = repository().join(EXAMPLE_VALUES);
+    let mut examples = Vec::new();
+    for directory in ["manifests", "manifests/restore", "manifests/s3"] {
+        examples.extend(yaml_files(&repository().join(directory))?);
+    }
+    examples.retain(|path| *path != example_values);
+    cases.push(Some(example_values));
 
     let mut tally = Tally::default();
     for version in [OLDEST, KUBERNETES_VERSION] {
         let schemas = Schemas::of(version)?;
         for case in &cases {
             tally += check_case(&helm, &chart, case.as_deref(), version, &schemas)?;
+        }
+        for example in &examples {
+            let text = fs::read_to_string(example).map_err(|source| Error::File {
+                action: "read",
+                path: example.clone(),
+                source,
+            })?;
+            tally += check_objects(&example.display().to_string(), &text, version, &schemas)?;
         }
     }
     for setting in REFUSED {
@@ -58,12 +81,12 @@ pub(super) fn check() -> Result<Tally> {
     Ok(tally)
 }
 
-fn values_files(chart: &Path) -> Result<Vec<PathBuf>> {
-    let directory = chart.join("ci");
-    let error = |source| Error::File { action: "list", path: directory.clone(), source };
-    let mut files = std::fs::read_dir(&directory)
+fn yaml_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let error = |source| Error::File { action: "list", path: directory.into(), source };
+    let mut files = fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>())
         .map_err(error)?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     files.sort();
     Ok(files)
 }
@@ -83,9 +106,16 @@ fn check_case(
     lint.run()?;
     let mut tally = Tally::one(true);
     let rendered = render(helm, chart, values, version).run()?.stdout;
-    for document in serde_yaml::Deserializer::from_str(&rendered) {
+    tally += check_objects(&name, &rendered, version, schemas)?;
+    Ok(tally)
+}
+
+/// Checks each object of a text of YAML documents.
+fn check_objects(name: &str, text: &str, version: &str, schemas: &Schemas) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for document in serde_yaml::Deserializer::from_str(text) {
         let object = Value::deserialize(document)
-            .map_err(|error| Error::Answer { from: "helm template".into(), answer: error.to_string() })?;
+            .map_err(|error| Error::Answer { from: name.into(), answer: error.to_string() })?;
         if object.is_null() {
             continue;
         }

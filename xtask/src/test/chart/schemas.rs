@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use holdfast_e2e::{Error, Result, programs::Module};
+use holdfast_e2e::{Error, Result, programs::Module, repository};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
@@ -15,7 +15,7 @@ const SNAPSHOT_MODULE: &str = "github.com/kubernetes-csi/external-snapshotter/cl
 /// What kind of object.
 type Kind = (String, String);
 
-/// The schemas of one version of Kubernetes, and of VolumeSnapshots.
+/// The schemas of one version of Kubernetes, of VolumeSnapshots, and of our own resources.
 pub(super) struct Schemas {
     definitions: Value,
     names: BTreeMap<Kind, String>,
@@ -38,7 +38,7 @@ impl Schemas {
             }
         }
         make_strict(&mut definitions);
-        Ok(Schemas { definitions, names, custom: snapshots()? })
+        Ok(Schemas { definitions, names, custom: custom()? })
     }
 
     /// What is wrong with an object.
@@ -60,23 +60,36 @@ impl Schemas {
     }
 }
 
-/// The schemas of the VolumeSnapshot CRDs.
-fn snapshots() -> Result<BTreeMap<Kind, Value>> {
-    let directory = Module::Tools.source_of(SNAPSHOT_MODULE)?.join("config/crd");
+/// The schemas of all CRDs.
+fn custom() -> Result<BTreeMap<Kind, Value>> {
+    let snapshots = Module::Tools.source_of(SNAPSHOT_MODULE)?.join("config/crd");
+    let ours = repository().join("charts/holdfast/files/crds");
     let mut schemas = BTreeMap::new();
     for plural in ["volumesnapshotclasses", "volumesnapshots", "volumesnapshotcontents"] {
-        let crd = parse(&directory.join(format!("snapshot.storage.k8s.io_{plural}.yaml")))?;
-        let kind = crd["spec"]["names"]["kind"].as_str().unwrap_or_default();
-        for version in crd["spec"]["versions"].as_array().into_iter().flatten() {
-            let api = format!("snapshot.storage.k8s.io/{}", version["name"].as_str().unwrap_or_default());
-            let mut schema = version["schema"]["openAPIV3Schema"].clone();
-            make_strict(&mut schema);
-            // A CRD says no more of metadata than that it is an object.
-            schema["properties"]["metadata"] = json!({"type": "object"});
-            schemas.insert((api, kind.to_owned()), schema);
-        }
+        add(&mut schemas, &snapshots.join(format!("snapshot.storage.k8s.io_{plural}.yaml")))?;
+    }
+    for plural in ["snapshotpolicies", "archivetargets", "archivedsnapshots"] {
+        add(&mut schemas, &ours.join(format!("{plural}.holdfast.storage.yaml")))?;
     }
     Ok(schemas)
+}
+
+/// Adds the schemas of a CRD, one for each version of its API.
+fn add(schemas: &mut BTreeMap<Kind, Value>, path: &Path) -> Result<()> {
+    let crd = parse(path)?;
+    let group = crd["spec"]["group"].as_str().unwrap_or_default();
+    let kind = crd["spec"]["names"]["kind"].as_str().unwrap_or_default();
+    for version in crd["spec"]["versions"].as_array().into_iter().flatten() {
+        let api = format!("{group}/{}", version["name"].as_str().unwrap_or_default());
+        let mut schema = version["schema"]["openAPIV3Schema"].clone();
+        make_strict(&mut schema);
+        // These are in every object, and a CRD says little or nothing of them.
+        schema["properties"]["apiVersion"] = json!({"type": "string"});
+        schema["properties"]["kind"] = json!({"type": "string"});
+        schema["properties"]["metadata"] = json!({"type": "object"});
+        schemas.insert((api, kind.to_owned()), schema);
+    }
+    Ok(())
 }
 
 /// Forbids unknown fields wherever a schema names fields, and says what OpenAPI's own formats mean.
