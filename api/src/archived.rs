@@ -108,6 +108,11 @@ pub enum VolumeMode {
 }
 
 impl VolumeMode {
+    /// The mode of that name; Kubernetes takes a volume for a file system unless it says Block.
+    pub fn named(name: &str) -> Self {
+        if name == Self::Block.as_str() { Self::Block } else { Self::Filesystem }
+    }
+
     /// The name Kubernetes uses.
     pub const fn as_str(self) -> &'static str {
         match self {

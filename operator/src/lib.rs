@@ -12,6 +12,7 @@ pub mod args;
 pub mod certificates;
 pub mod conditions;
 pub mod context;
+pub mod engine_store;
 pub mod error;
 pub mod jobs;
 pub mod lease;

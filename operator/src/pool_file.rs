@@ -23,13 +23,17 @@ use thiserror::Error;
 /// A pool file. Its `Debug` shows no secret.
 #[derive(Clone)]
 pub struct PoolFile {
+    name: String,
     text: String,
     config: PoolConfig,
 }
 
 impl std::fmt::Debug for PoolFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("PoolFile").field(&self.config).finish()
+        f.debug_struct("PoolFile")
+            .field("name", &self.name)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -144,8 +148,15 @@ impl UserSecret<'_> {
 }
 
 impl PoolFile {
-    /// Puts a file together from a target's URL, the Secret with the credentials and the one with the key.
+    /// Reads the file of that name.
+    pub fn read(name: &str, text: &str) -> Result<Self, ConfigError> {
+        let config = PoolConfig::parse(text)?;
+        Ok(Self { name: name.to_owned(), text: text.to_owned(), config })
+    }
+
+    /// Puts the file of a target together from its URL, the Secret with the credentials and the one with the key.
     pub fn build(
+        name: &str,
         url: &str,
         access: Option<UserSecret<'_>>,
         key: Option<UserSecret<'_>>,
@@ -169,7 +180,7 @@ impl PoolFile {
             entries.encryption = Some(BTreeMap::from([("key", secret.need("key")?)]));
         }
         let text = serde_yaml::to_string(&entries).expect("strings and switches always serialise");
-        let config = PoolConfig::parse(&text).map_err(|error| match error {
+        Self::read(name, &text).map_err(|error| match error {
             ConfigError::Key => PoolFileError::BadKey { secret: key_secret },
             ConfigError::Malformed { .. }
             | ConfigError::Url { .. }
@@ -177,8 +188,12 @@ impl PoolFile {
             | ConfigError::Directory { .. }
             | ConfigError::Missing { .. }
             | ConfigError::Refused { .. } => PoolFileError::Refused(error),
-        })?;
-        Ok(Self { text, config })
+        })
+    }
+
+    /// The pool's local name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The file's text.
@@ -203,7 +218,7 @@ mod tests {
     const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
     fn build(url: &str, entries: &[(&str, &str)]) -> Result<PoolFile, PoolFileError> {
-        PoolFile::build(url, Some(UserSecret { name: "w", data: &data(entries) }), None)
+        PoolFile::build("offsite", url, Some(UserSecret { name: "w", data: &data(entries) }), None)
     }
 
     #[test]
@@ -216,6 +231,7 @@ mod tests {
         ]);
         let key = data(&[("key", KEY)]);
         let file = PoolFile::build(
+            "offsite",
             "s3://backups/prod",
             Some(UserSecret { name: "offsite-writer", data: &access }),
             Some(UserSecret { name: "offsite-key", data: &key }),
@@ -246,7 +262,8 @@ mod tests {
         assert!(matches!(error("ftp://b", &[]), PoolFileError::Refused(_)));
         for bad in ["", "c2hvcnQ=", "no base64 at all"] {
             let key = data(&[("key", bad)]);
-            let refused = PoolFile::build("file:///d", None, Some(UserSecret { name: "k", data: &key }));
+            let refused =
+                PoolFile::build("offsite", "file:///d", None, Some(UserSecret { name: "k", data: &key }));
             assert_eq!(
                 refused.expect_err("refused"),
                 PoolFileError::BadKey { secret: "k".to_owned() },

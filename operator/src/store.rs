@@ -3,24 +3,29 @@
 use async_trait::async_trait;
 use holdfast_api::ArchiveSource;
 use holdfast_api::jiff::Timestamp;
-use holdfast_engine::store::PoolConfig;
 use thiserror::Error;
+
+use crate::pool_file::PoolFile;
 
 /// Looks into pools. Implementations bound the time of each call, and may keep pools open between calls.
 #[async_trait]
 pub trait ArchiveStore: Send + Sync {
     /// Loads the pool, making it if there is none, and runs the self-test when it is loaded for the first time.
-    async fn probe(&self, pool: &PoolConfig) -> Result<PoolSummary, StoreError>;
+    async fn probe(&self, pool: &PoolFile) -> Result<PoolSummary, StoreError>;
+
+    /// The point of that name, if the pool has it.
+    async fn point(&self, pool: &PoolFile, name: &str) -> Result<Option<ArchivedPoint>, StoreError>;
 
     /// All points in the pool that can be restored, of every cluster.
-    async fn points(&self, pool: &PoolConfig) -> Result<Vec<ArchivedPoint>, StoreError>;
+    async fn points(&self, pool: &PoolFile) -> Result<Vec<ArchivedPoint>, StoreError>;
 
     /// How far the volume with that CSI handle has been copied back from an archive. `pools` are the pools that hold
-    /// live volumes; the handle's pool id says which. `None` means that the volume reads from no archive, or no
+    /// live volumes; the handle's pool id says which; `target` is the pool of the archive. `None` means that the volume reads from no archive, or no
     /// longer: an archive may be let go on the strength of it, so whatever cannot be found out is an error.
     async fn hydration(
         &self,
-        pools: &[PoolConfig],
+        pools: &[PoolFile],
+        target: &PoolFile,
         volume_handle: &str,
     ) -> Result<Option<Hydration>, StoreError>;
 }
@@ -51,6 +56,8 @@ pub struct ArchivedPoint {
     pub changed_bytes: Option<u64>,
     /// The promise written into it; `None` when it has no end.
     pub expires_at: Option<Timestamp>,
+    /// Whether it is the newest of its archive, which the next run builds on and which never expires by itself.
+    pub newest: bool,
 }
 
 /// How far a restored volume has been copied back.
@@ -75,11 +82,17 @@ pub enum StoreError {
     #[error("the store denies access: {0}; check the credentials and their permissions")]
     AccessDenied(String),
     /// The bucket or directory does not exist.
-    #[error("there is no such bucket or directory: {0}; create it first")]
+    #[error("the bucket or directory is not there: {0}; create it first")]
     NotFound(String),
     /// The store lets two creators of one object win.
     #[error("the store is unsafe and would corrupt volumes: {0}; use a store with working conditional puts")]
     Unsafe(String),
+    /// No space is left.
+    #[error("no space is left in the store: {0}")]
+    Full(String),
+    /// The store does not do what it is asked.
+    #[error("the store refuses a request: {0}")]
+    Refused(String),
     /// The key does not open the pool.
     #[error("the encryption key does not open this pool: {0}")]
     WrongKey(String),
@@ -100,6 +113,8 @@ impl StoreError {
             Self::AccessDenied(_) => "AccessDenied",
             Self::NotFound(_) => "BucketNotFound",
             Self::Unsafe(_) => "UnsafeStore",
+            Self::Full(_) => "StoreFull",
+            Self::Refused(_) => "RequestRefused",
             Self::WrongKey(_) => "WrongKey",
             Self::Damaged(_) => "Damaged",
             Self::Invalid(_) => "InvalidConfiguration",

@@ -93,6 +93,7 @@ fn finish_archive(cluster: &Cluster, point: &ArchivedSnapshot) {
         restore_size_bytes: 10 << 30,
         changed_bytes: Some(4096),
         expires_at: point.spec.expires_at.as_ref().map(|time| time.0),
+        newest: true,
     });
 }
 

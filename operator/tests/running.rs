@@ -76,6 +76,7 @@ async fn what_is_applied_is_carried_out_without_further_ado() {
         restore_size_bytes: 1 << 30,
         changed_bytes: Some(1 << 20),
         expires_at: None,
+        newest: true,
     });
     let complete = json!({"conditions": [{"type": "Complete", "status": "True"}]});
     cluster.set_status("jobs", &name_of_only(&cluster, "jobs"), complete).await;

@@ -61,6 +61,7 @@ fn point(cluster_uid: &str, name: &str, time: &str, expires_at: Option<&str>) ->
         restore_size_bytes: 10 << 30,
         changed_bytes: None,
         expires_at: expires_at.map(|time| time.parse().expect("a time")),
+        newest: name != "offsite-1",
     }
 }
 

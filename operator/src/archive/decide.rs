@@ -173,6 +173,7 @@ mod tests {
             restore_size_bytes: 1,
             changed_bytes: None,
             expires_at: None,
+            newest: true,
         }
     }
 

@@ -149,10 +149,8 @@ async fn find_point(
         Ok(file) => file,
         Err(trouble) => return Ok(Err(trouble.message)),
     };
-    Ok(match ctx.ask(ctx.store.points(file.config())).await {
-        Ok(points) => Ok(points.into_iter().find(|point| point.name == name)),
-        Err(error) => Err(format!("{}: {error}", target.name_any())),
-    })
+    let found = ctx.ask(ctx.store.point(&file, name)).await;
+    Ok(found.map_err(|error| format!("{}: {error}", target.name_any())))
 }
 
 fn trouble(target: &ArchiveTarget) -> Option<String> {

@@ -64,10 +64,9 @@ pub fn archived_snapshot(
         cluster_uid: seen.cluster_uid.clone(),
         namespace: policy.namespace()?,
         claim_name: snapshot.claim()?.to_owned(),
-        volume_mode: match snapshot.annotations().get(annotations::VOLUME_MODE).map(String::as_str) {
-            Some("Block") => VolumeMode::Block,
-            _ => VolumeMode::Filesystem,
-        },
+        volume_mode: VolumeMode::named(
+            snapshot.annotations().get(annotations::VOLUME_MODE).map_or("", String::as_str),
+        ),
         fs_type: snapshot.annotations().get(annotations::FS_TYPE).cloned(),
     };
     let earlier: Vec<Timestamp> = seen

@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_api::archived::{MAX_LISTED_RESTORES, Restore};
-use holdfast_api::{ArchivedSnapshot, labels};
-use holdfast_engine::store::PoolConfig;
+use holdfast_api::{ArchiveTarget, ArchivedSnapshot, labels};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -17,7 +16,9 @@ use kube::api::ListParams;
 use crate::api;
 use crate::context::Context;
 use crate::error::{Doing, Error};
+use crate::pool_file::PoolFile;
 use crate::snapshots::VolumeSnapshotContent;
+use crate::target::files;
 
 /// Between two looks while a volume is copied back.
 const HYDRATING: Duration = Duration::from_secs(10);
@@ -46,11 +47,11 @@ pub async fn restores(ctx: &Context, point: &ArchivedSnapshot) -> Result<Found, 
     for content in &contents {
         claims.extend(claims_of(ctx, content).await?);
     }
-    let pools = pools(ctx).await?;
+    let stores = stores(ctx, point).await?;
     let mut restores = Vec::new();
     for (namespace, claim_name) in claims {
         let before = recorded.iter().find(|r| r.namespace == namespace && r.claim_name == claim_name);
-        if let Some(restore) = look(ctx, point, &pools, &namespace, &claim_name, before).await? {
+        if let Some(restore) = look(ctx, point, stores.as_ref(), &namespace, &claim_name, before).await? {
             restores.push(restore);
         }
     }
@@ -85,7 +86,7 @@ async fn claims_of(ctx: &Context, content: &VolumeSnapshotContent) -> Result<Vec
 async fn look(
     ctx: &Context,
     point: &ArchivedSnapshot,
-    pools: &[PoolConfig],
+    stores: Option<&Stores>,
     namespace: &str,
     claim_name: &str,
     before: Option<&Restore>,
@@ -105,9 +106,9 @@ async fn look(
     let Some(volume_name) = claim.spec.and_then(|spec| spec.volume_name) else { return Ok(Some(restore)) };
     let volume = api::get(&ctx.everywhere::<PersistentVolume>(), &volume_name).await?;
     let handle = volume.and_then(|volume| Some(volume.spec?.csi?.volume_handle));
-    let Some(handle) = handle else { return Ok(Some(restore)) };
+    let (Some(handle), Some(stores)) = (handle, stores) else { return Ok(Some(restore)) };
     // A store that does not answer leaves the last numbers: nothing is taken for done that is not known to be.
-    match ctx.ask(ctx.store.hydration(pools, &handle)).await {
+    match ctx.ask(ctx.store.hydration(&stores.pools, &stores.target, &handle)).await {
         Ok(Some(progress)) => {
             restore.hydrated_bytes = progress.hydrated_bytes;
             restore.total_bytes = progress.total_bytes;
@@ -122,15 +123,27 @@ async fn look(
     Ok(Some(restore))
 }
 
-/// The files of the pools that hold live volumes.
-async fn pools(ctx: &Context) -> Result<Vec<PoolConfig>, Error> {
+/// Where a restored volume's data can be.
+struct Stores {
+    pools: Vec<PoolFile>,
+    target: PoolFile,
+}
+
+/// The pools of live volumes and the point's target; `None` when the target cannot be reached, so that nothing can be
+/// said about who needs it.
+async fn stores(ctx: &Context, point: &ArchivedSnapshot) -> Result<Option<Stores>, Error> {
+    let targets = ctx.everywhere::<ArchiveTarget>();
+    let Some(target) = api::get(&targets, &point.spec.target_name).await? else { return Ok(None) };
+    let Ok(target) = files::writer(ctx, &target).await? else { return Ok(None) };
     let secret = api::get(&ctx.own::<Secret>(), &ctx.settings.pools_secret).await?;
     let data = secret.and_then(|secret| secret.data).unwrap_or_default();
-    let read = |(name, text): (&String, &k8s_openapi::ByteString)| {
-        let parsed = std::str::from_utf8(&text.0).ok().map(PoolConfig::parse)?;
-        let note =
-            |error: &_| tracing::warn!(secret = ctx.settings.pools_secret, file = name, %error, "not a pool");
-        parsed.inspect_err(note).ok()
+    let read = |(key, text): (&String, &k8s_openapi::ByteString)| {
+        let name = key.strip_suffix(".yaml")?;
+        let file = PoolFile::read(name, std::str::from_utf8(&text.0).ok()?);
+        file.inspect_err(
+            |error| tracing::warn!(secret = ctx.settings.pools_secret, key, %error, "no pool file"),
+        )
+        .ok()
     };
-    Ok(data.iter().filter_map(read).collect())
+    Ok(Some(Stores { pools: data.iter().filter_map(read).collect(), target }))
 }

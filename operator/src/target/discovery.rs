@@ -3,7 +3,7 @@
 //!
 //! # Guarantees
 //! - Only points that this cluster made expire here; another cluster's are its own affair.
-//! - The last point of a volume never expires by itself, nor one younger than the target's minimum retention, nor one
+//! - The newest point of an archive never expires by itself, nor one younger than the target's minimum retention, nor one
 //!   that a restored volume still reads from.
 //! - A point that vanished unasked is shown as Missing, not forgotten.
 
@@ -125,13 +125,9 @@ fn may_expire(sides: &Sides<'_>, known: &ArchivedSnapshot, point: &ArchivedPoint
     let has_ended = point.expires_at.is_some_and(|time| time <= sides.now);
     let oldest_kept = sides.now.checked_sub(sides.minimum.to_signed());
     let is_old_enough = oldest_kept.is_ok_and(|oldest| point.point_in_time <= oldest);
-    let has_newer = sides.points.iter().any(|other| {
-        other.source.same_volume(&point.source)
-            && (other.point_in_time, &other.handle) > (point.point_in_time, &point.handle)
-    });
     let restores = known.status.as_ref().map(|status| status.restores.as_slice()).unwrap_or_default();
     let is_read = restores.iter().any(Restore::needs_archive);
-    is_ours && has_ended && is_old_enough && has_newer && !is_read
+    is_ours && has_ended && is_old_enough && !point.newest && !is_read
 }
 
 /// Whether what the target says of a known point is news.
@@ -168,7 +164,12 @@ mod tests {
             restore_size_bytes: 1 << 30,
             changed_bytes: None,
             expires_at: expires.map(at),
+            newest: false,
         }
+    }
+
+    fn newest(point: ArchivedPoint) -> ArchivedPoint {
+        ArchivedPoint { newest: true, ..point }
     }
 
     fn known(point: &ArchivedPoint) -> ArchivedSnapshot {
@@ -234,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn a_point_expires_once_its_promise_ended_and_a_newer_one_exists() {
+    fn a_point_whose_promise_ended_expires_unless_it_is_the_newest_of_its_archive() {
         let points = [
             point("here", "data", "h1", "2026-11-20T00:00:00Z", Some("2026-11-22T00:00:00Z")),
-            point("here", "data", "h2", "2026-11-21T00:00:00Z", Some("2026-11-22T00:00:00Z")),
+            newest(point("here", "data", "h2", "2026-11-21T00:00:00Z", Some("2026-11-22T00:00:00Z"))),
             point("here", "other", "h3", "2026-11-23T00:00:00Z", None),
         ];
         let objects: Vec<ArchivedSnapshot> = points.iter().map(known).collect();
-        // h2 is the last of its volume: it stays although its promise has ended too.
+        // h2 stays although its promise has ended too.
         assert_eq!(handles(&compare(&sides(&points, &objects)).expire), ["h1"]);
     }
 

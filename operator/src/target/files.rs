@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use holdfast_api::ArchiveTarget;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::api;
@@ -67,7 +67,7 @@ async fn build(
     }
     let user_secret = |name| data.get(name).map(|data| UserSecret { name, data });
     let (access, key) = (access.and_then(user_secret), key.and_then(user_secret));
-    Ok(PoolFile::build(&target.spec.url, access, key).map_err(Trouble::from))
+    Ok(PoolFile::build(&target.name_any(), &target.spec.url, access, key).map_err(Trouble::from))
 }
 
 /// Puts the target's file into a Secret. Whether the Secret changed.

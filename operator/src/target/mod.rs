@@ -140,7 +140,7 @@ async fn ready(
         Err(trouble) => return Ok(Err(trouble)),
     };
     // The test comes first: a store that would corrupt volumes is not given to anybody.
-    let summary = match ctx.ask(ctx.store.probe(writer.config())).await {
+    let summary = match ctx.ask(ctx.store.probe(&writer)).await {
         Ok(summary) => summary,
         Err(error) => return Ok(Err(error.into())),
     };
@@ -153,7 +153,7 @@ async fn ready(
         let generation = format!("{name}-{}", ctx.now().as_second());
         distribution::nudge(ctx, &generation).await?;
     }
-    Ok(ctx.ask(ctx.store.points(writer.config())).await.map_err(Trouble::from))
+    Ok(ctx.ask(ctx.store.points(&writer)).await.map_err(Trouble::from))
 }
 
 /// What the cluster knows of the target's points.

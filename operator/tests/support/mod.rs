@@ -13,9 +13,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use holdfast_api::archived::Progress;
 use holdfast_api::jiff::Timestamp;
-use holdfast_engine::store::PoolConfig;
 use holdfast_operator::context::{Context, Settings};
 use holdfast_operator::metrics::Metrics;
+use holdfast_operator::pool_file::PoolFile;
 use holdfast_operator::probe::{LoadedPool, PoolKind, Probe, ProbeError};
 use holdfast_operator::store::{ArchiveStore, ArchivedPoint, Hydration, PoolSummary, StoreError};
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
@@ -72,17 +72,26 @@ impl FakeStore {
 
 #[async_trait]
 impl ArchiveStore for FakeStore {
-    async fn probe(&self, _: &PoolConfig) -> Result<PoolSummary, StoreError> {
+    async fn probe(&self, _: &PoolFile) -> Result<PoolSummary, StoreError> {
         self.check()?;
         Ok(PoolSummary { pool_id: "7f3a9c1d".to_owned(), stored_bytes: Some(1 << 30) })
     }
 
-    async fn points(&self, _: &PoolConfig) -> Result<Vec<ArchivedPoint>, StoreError> {
+    async fn point(&self, pool: &PoolFile, name: &str) -> Result<Option<ArchivedPoint>, StoreError> {
+        Ok(self.points(pool).await?.into_iter().find(|point| point.name == name))
+    }
+
+    async fn points(&self, _: &PoolFile) -> Result<Vec<ArchivedPoint>, StoreError> {
         self.check()?;
         Ok(self.points.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    async fn hydration(&self, _: &[PoolConfig], handle: &str) -> Result<Option<Hydration>, StoreError> {
+    async fn hydration(
+        &self,
+        _: &[PoolFile],
+        _: &PoolFile,
+        handle: &str,
+    ) -> Result<Option<Hydration>, StoreError> {
         self.check()?;
         Ok(self.hydration.lock().unwrap_or_else(PoisonError::into_inner).get(handle).copied())
     }
