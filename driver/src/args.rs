@@ -23,7 +23,8 @@ pub struct PoolArgs {
 /// What the controller and the node plugin have in common.
 #[derive(Debug, Clone, Args)]
 pub struct CommonArgs {
-    /// The CSI socket: unix:///path/to/csi.sock
+    /// The CSI socket: unix:///path/to/csi.sock. The kubelet dials the node plugin's at this very path, whose last
+    /// part then needs an `@`.
     #[arg(long)]
     pub endpoint: String,
     /// The pools.

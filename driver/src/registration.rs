@@ -4,6 +4,11 @@
 //! The CSI socket is served first. Then the registration socket appears in the kubelet's directory of plugins; the
 //! kubelet finds it there, asks [`get_info`](Registration::get_info), connects to the CSI socket and says how it went.
 //! After a restart the socket is made anew under the same name, which the kubelet takes as a new registration.
+//!
+//! # Caveats
+//! The kubelet names, as a call's `:authority`, the path of the socket that it has dialled, with each slash
+//! percent-encoded. HTTP allows that in the part before an `@` alone, and our HTTP/2 library refuses the call
+//! otherwise. Therefore both sockets that the kubelet dials have an `@` in their file names.
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +20,9 @@ use tonic::{Request, Response, Status};
 
 use crate::identity::DRIVER_NAME;
 
-/// The registration socket. One fixed name, so that no restart leaves a second one.
+/// The registration socket. One fixed name, so that no restart leaves a second one, with an `@` (see above).
 pub fn socket(kubelet_dir: &Path) -> PathBuf {
-    kubelet_dir.join("plugins_registry").join(format!("{DRIVER_NAME}-reg.sock"))
-}
-
-/// The CSI socket as the kubelet sees it.
-pub fn csi_socket(kubelet_dir: &Path) -> PathBuf {
-    kubelet_dir.join("plugins").join(DRIVER_NAME).join("csi.sock")
+    kubelet_dir.join("plugins_registry").join(format!("{DRIVER_NAME}@reg.sock"))
 }
 
 /// The service.

@@ -177,9 +177,9 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
     let node = NodeService::new(node_id.clone(), Arc::clone(&volumes) as Arc<_>, mounter, records);
     let services = rpc::identity().add_service(NodeServer::new(node));
     // The CSI socket first: the kubelet dials it as soon as it finds the other.
-    let listener = sockets::bind(&sockets::path_of(&common.endpoint)?)?;
+    let registered_at = sockets::path_of(&common.endpoint)?;
+    let listener = sockets::bind(&registered_at)?;
     let registration = sockets::bind(&registration::socket(&kubelet_dir))?;
-    let registered_at = registration::csi_socket(&kubelet_dir);
     end_together(&stop, async {
         tokio::try_join!(
             async { Ok(rpc::serve(listener, services, metrics.clone(), stopped(&stop)).await?) },
