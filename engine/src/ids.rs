@@ -119,7 +119,7 @@ pub type GrantId = ObjectId;
 pub type SessionId = ObjectId;
 
 /// A place in a volume's commit log. The first record has number 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
 pub struct RecordNumber(pub u64);
 
 impl RecordNumber {

@@ -21,7 +21,8 @@ const ENTRY_BYTES: usize = 24;
 const ZSTD_LEVEL: i32 = 3;
 
 /// A chunk as an object's table lists it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ChunkEntry {
     /// The first block.
     pub lba: u64,

@@ -51,7 +51,8 @@ pub struct EncodedRecord {
 }
 
 /// A record as it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct DecodedRecord {
     /// The record.
     pub record: Record,

@@ -30,7 +30,8 @@ pub fn encode_segment(identity: Identity, chunks: &Chunks, key: Option<&DataKey>
 }
 
 /// What a segment says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SegmentTable {
     /// The session that wrote the segment; its chunks may be older.
     pub session: SessionId,

@@ -6,7 +6,8 @@ use super::GrantMode;
 use crate::ids::{GrantId, ObjectId, SessionId, SnapshotId};
 
 /// Everything but the map.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Control {
     /// The nonce of the last record that took effect; none before the first.
     pub last: ObjectId,
@@ -29,7 +30,8 @@ pub struct Control {
 }
 
 /// A grant in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Grant {
     /// Its id.
     pub id: GrantId,
@@ -40,7 +42,8 @@ pub struct Grant {
 }
 
 /// A node that may read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Reader {
     /// The grant's id.
     pub id: GrantId,
@@ -49,7 +52,8 @@ pub struct Reader {
 }
 
 /// An open session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Session {
     /// Its id.
     pub id: SessionId,
@@ -60,7 +64,8 @@ pub struct Session {
 }
 
 /// A snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// The name it was asked for by.
     pub name: String,

@@ -4,7 +4,8 @@ use crate::ids::{GrantId, ObjectId, RecordNumber, SessionId, SnapshotId, VolumeI
 use crate::map::{Extent, Location, PageRef};
 
 /// A record, without the data that it may carry (see [`crate::codec`]).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Record {
     /// The volume.
     pub volume: VolumeId,
@@ -25,7 +26,8 @@ pub struct Record {
 }
 
 /// What a grant allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum GrantMode {
     /// One node reads and writes.
     ReadWrite,
@@ -36,7 +38,8 @@ pub enum GrantMode {
 }
 
 /// One thing that a record does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Op {
     /// The first record of a volume: it exists from here on.
     Create {
@@ -139,7 +142,8 @@ pub enum Op {
 }
 
 /// An entry of [`Op::Relocate`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Move {
     /// The blocks and where their data lies now. Always has a location.
     pub to: Extent,

@@ -3,7 +3,8 @@
 use crate::ids::{CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, VolumeId};
 
 /// Whether a segment is an object of its own or lies in a record of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum SegmentKind {
     /// `volumes/VOL/seg/ID`.
     Object,
@@ -12,7 +13,8 @@ pub enum SegmentKind {
 }
 
 /// A segment: where data lies. Enough to read and decrypt it, given the owner's data key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SegmentRef {
     /// The volume that owns it: this one, or an ancestor of a clone.
     pub volume: VolumeId,
@@ -25,7 +27,8 @@ pub struct SegmentRef {
 }
 
 /// A run of blocks inside a chunk of a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Location {
     /// The segment.
     pub segment: SegmentRef,
@@ -61,7 +64,8 @@ pub const LBA_MAX: u64 = 1 << 51;
 pub(super) const STORED_LEN_MAX: u32 = 1 << 18;
 
 /// A run of consecutive blocks with one meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Extent {
     /// The first block.
     pub lba: u64,

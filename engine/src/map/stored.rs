@@ -4,7 +4,8 @@ use crate::ids::{ObjectId, PoolId, RecordNumber, SnapshotId, VolumeId};
 use crate::log::Control;
 
 /// A page of the map, `volumes/VOL/map/ID`: up to 64 KiB of sorted extents that do not overlap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PageRef {
     /// The first block it says anything about.
     pub first_lba: u64,
@@ -19,7 +20,8 @@ pub struct PageRef {
 }
 
 /// An index page, `volumes/VOL/map/ID`: up to 1,024 consecutive pages of one run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct IndexRef {
     /// The first block it says anything about.
     pub first_lba: u64,
@@ -55,7 +57,8 @@ impl From<&IndexRef> for MapObject {
 }
 
 /// A sorted run of the map: its pages do not overlap. A newer run hides the older ones where it says anything.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum RunRef {
     /// A small run: its pages.
     Pages(Vec<PageRef>),
@@ -74,7 +77,8 @@ impl RunRef {
 }
 
 /// A volume that this one descends from, whose objects the map may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Origin {
     /// The pool it lives in.
     pub pool: PoolId,
@@ -85,7 +89,8 @@ pub struct Origin {
 }
 
 /// A block map as stored: what roots and snapshot maps have in common.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StoredMap {
     /// The runs, newest first.
     pub runs: Vec<RunRef>,
@@ -94,7 +99,8 @@ pub struct StoredMap {
 }
 
 /// A checkpoint, `volumes/VOL/root/N`: the state of the volume as of record N.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Root {
     /// The volume.
     pub volume: VolumeId,
@@ -109,7 +115,8 @@ pub struct Root {
 }
 
 /// A snapshot's map, `volumes/VOL/map/ID`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SnapshotMap {
     /// The volume.
     pub volume: VolumeId,

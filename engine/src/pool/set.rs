@@ -36,7 +36,7 @@ pub enum PoolKind {
 pub struct PoolSource {
     /// What its pools are used for.
     pub kind: PoolKind,
-    /// The directory. It need not exist.
+    /// The directory, which need not exist; or one pool file alone.
     pub directory: PathBuf,
     /// What the credentials in it allow.
     pub access: Access,
@@ -233,14 +233,14 @@ impl PoolSet {
 
 /// The pool files of a directory by the pools' names: each one's text, or why it cannot be read.
 fn read_files(directory: &Path) -> io::Result<BTreeMap<String, Result<String, String>>> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+    let paths: Vec<PathBuf> = match std::fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => vec![directory.to_owned()],
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error),
     };
     let mut files = BTreeMap::new();
-    for entry in entries {
-        let path = entry?.path();
+    for path in paths {
         let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
         // A projected Secret keeps its own bookkeeping in names that begin with dots.
         if path.extension() == Some(OsStr::new("yaml")) && !name.is_empty() && !name.starts_with('.') {
@@ -311,6 +311,19 @@ mod tests {
         fixture.set.refresh().await;
         let unknown = fixture.set.named(PoolKind::Pool, "fast").unwrap_err();
         assert_eq!(unknown.known, ["slow"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_alone_is_a_set_of_one() {
+        let fixture = Fixture::new();
+        fixture.write("one", "a", "");
+        fixture.write("other", "b", "");
+        let directory = fixture.files.path().join("one.yaml");
+        let source = PoolSource { kind: PoolKind::Target, directory, access: Access::ReadWrite };
+        let set = PoolSet::new(vec![source], Vec::new(), Env::system());
+        set.refresh().await;
+        let names: Vec<_> = set.entries().into_iter().map(|entry| (entry.kind, entry.name)).collect();
+        assert_eq!(names, [(PoolKind::Target, "one".to_owned())]);
     }
 
     #[tokio::test]

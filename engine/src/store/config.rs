@@ -135,9 +135,12 @@ impl PoolConfig {
         // A value that does not fit is quoted by the parser, and it may be a secret: only the place is told.
         let malformed = |error: serde_yaml::Error| {
             let text = error.to_string();
-            let unknown = text.split("unknown field").nth(1).map(|rest| format!("unknown field{rest}"));
+            // These two quote names of fields only.
+            let named = ["unknown field", "missing field"]
+                .iter()
+                .find_map(|what| text.split_once(what).map(|(_, rest)| format!("{what}{rest}")));
             let place = error.location().map(|at| format!("line {}, column {}", at.line(), at.column()));
-            let reason = unknown.or(place).unwrap_or_else(|| "a field is missing".into());
+            let reason = named.or(place).unwrap_or_else(|| "it is no YAML mapping".into());
             ConfigError::Malformed { reason }
         };
         let config: Self = serde_yaml::from_str(yaml).map_err(malformed)?;
@@ -155,7 +158,7 @@ impl PoolConfig {
 
     /// The URL, which is one that we know.
     pub(super) fn parsed_url(&self) -> Result<Url, ConfigError> {
-        let malformed = || ConfigError::Url { url: self.url.clone() };
+        let malformed = || ConfigError::Url { url: without_secrets(&self.url) };
         let url = Url::parse(&self.url).map_err(|_| malformed())?;
         let fits = match url.scheme() {
             "file" => url.host_str().is_none_or(str::is_empty) && url.path().len() > 1,
@@ -168,11 +171,24 @@ impl PoolConfig {
 
     /// The user's key, if the pool is to be encrypted.
     pub fn user_key(&self) -> Result<Option<UserKey>, ConfigError> {
-        let Some(Encryption { key }) = &self.encryption else { return Ok(None) };
-        let key = key.trim();
-        let bytes = hex::decode(key).ok().or_else(|| base64(key)).ok_or(ConfigError::Key)?;
-        let bytes: [u8; KEY_BYTES] = bytes.try_into().map_err(|_| ConfigError::Key)?;
-        Ok(Some(UserKey::new(bytes)))
+        self.encryption.as_ref().map(|encryption| parse_key(&encryption.key)).transpose()
+    }
+}
+
+/// Reads a user's key: 32 bytes in base64 or hexadecimal.
+pub fn parse_key(text: &str) -> Result<UserKey, ConfigError> {
+    let text = text.trim();
+    let bytes = hex::decode(text).ok().or_else(|| base64(text)).ok_or(ConfigError::Key)?;
+    let bytes: [u8; KEY_BYTES] = bytes.try_into().map_err(|_| ConfigError::Key)?;
+    Ok(UserKey::new(bytes))
+}
+
+/// A URL without what people put into URLs and should not: names and passwords, tokens.
+fn without_secrets(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit('@').next().unwrap_or_default()),
+        None => "…".into(),
     }
 }
 
@@ -224,6 +240,7 @@ mod tests {
             ("url: file://host/x", "file://host/x"),
             ("url: s3:///x", "s3:///x"),
             ("url: file:///x\ncolour: red", "colour"),
+            ("region: eu", "url"),
         ] {
             let error = PoolConfig::parse(yaml).unwrap_err().to_string();
             assert!(error.contains(says), "{yaml}: {error}");
@@ -238,5 +255,9 @@ mod tests {
         let broken =
             PoolConfig::parse("url: s3://b/p\ncredentials: {secretAccessKey: [SESAME]}\n").unwrap_err();
         assert!(!broken.to_string().contains("SESAME"), "{broken}");
+        for yaml in ["url: s3://ID:SESAME@b/p", "url: az://c/p?sig=SESAME", "SESAME", "url: SESAME", "url: [SESAME]"] {
+            let error = PoolConfig::parse(yaml).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("SESAME"), "{yaml}: {error}");
+        }
     }
 }

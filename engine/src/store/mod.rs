@@ -23,7 +23,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use config::{ConfigError, Credentials, Encryption, PoolConfig};
+pub use config::{ConfigError, Credentials, Encryption, PoolConfig, parse_key};
 pub use directory::Directory;
 pub use memory::Memory;
 pub use remote::Remote;

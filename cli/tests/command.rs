@@ -1,0 +1,161 @@
+//! The command as a person uses it, on a pool in a directory.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A pool file and the directory that it names.
+struct Pool {
+    directory: tempfile::TempDir,
+}
+
+impl Pool {
+    /// A pool that nobody has opened yet, encrypted under `key` if one is given.
+    fn new(key: Option<&str>) -> Self {
+        let pool = Self { directory: tempfile::tempdir().unwrap() };
+        pool.configure(key);
+        pool
+    }
+
+    fn configure(&self, key: Option<&str>) {
+        let mut yaml = format!("url: file://{}\n", self.path().join("pool").display());
+        if let Some(key) = key {
+            yaml.push_str(&format!("encryption: {{key: \"{key}\"}}\n"));
+        }
+        std::fs::create_dir_all(self.path().join("files")).unwrap();
+        std::fs::write(self.path().join("files/main.yaml"), yaml).unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args(arguments)
+            .arg("--pools-dir")
+            .arg(self.path().join("files"))
+            .env_remove("RUST_LOG")
+            .output()
+            .unwrap()
+    }
+
+    /// What a command that succeeds prints.
+    fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.text(&[arguments, &["-o", "json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    }
+
+    /// What a command that fails says.
+    fn error(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "{arguments:?} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn handle(&self, arguments: &[&str]) -> String {
+        self.json(arguments)["handle"].as_str().unwrap().to_owned()
+    }
+}
+
+fn key(byte: u8) -> String {
+    format!("{byte:02x}").repeat(32)
+}
+
+#[test]
+fn a_volume_lives_from_its_creation_to_its_deletion() {
+    let pool = Pool::new(Some(&key(7)));
+    let volume = pool.handle(&["volume", "create", "data", "--size", "64Mi"]);
+    assert_eq!(pool.text(&["volume", "create", "data", "--size", "64Mi"]).trim(), volume);
+    let snapshot = pool.handle(&["snapshot", "create", "data", "monday"]);
+    let clone = pool.handle(&["volume", "create", "copy", "--from", &snapshot, "--codec", "zstd"]);
+
+    let listed = pool.json(&["volume", "list"]);
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["copy", "data"]);
+    assert_eq!(listed[1]["snapshots"], 1);
+    let shown = pool.json(&["volume", "show", &clone]);
+    assert_eq!(shown["source"], Value::from(snapshot.as_str()));
+    assert_eq!((&shown["codec"], &shown["sizeBytes"]), (&Value::from("zstd"), &Value::from(64 << 20)));
+    assert_eq!(shown["encrypted"], true);
+
+    pool.text(&["volume", "resize", "data", "128Mi"]);
+    assert_eq!(pool.json(&["volume", "show", "data"])["sizeBytes"], 128 << 20);
+    let snapshots = pool.json(&["snapshot", "list", "data"]);
+    assert_eq!((&snapshots[0]["name"], &snapshots[0]["ready"]), (&Value::from("monday"), &Value::from(true)));
+
+    assert!(pool.error(&["volume", "delete", "data"]).contains("--yes"));
+    pool.text(&["volume", "delete", "data", "--yes"]);
+    assert!(pool.error(&["volume", "show", "data"]).contains("no volume named \"data\""));
+    // A deleted volume's snapshots stay.
+    assert_eq!(pool.json(&["snapshot", "list"])[0]["handle"], Value::from(snapshot.as_str()));
+    pool.text(&["snapshot", "delete", &snapshot]);
+    assert_eq!(pool.json(&["snapshot", "list"]), Value::Array(Vec::new()));
+    assert!(pool.text(&["volume", "list"]).starts_with("NAME"));
+}
+
+#[test]
+fn every_object_of_a_pool_can_be_inspected() {
+    let pool = Pool::new(Some(&key(7)));
+    pool.text(&["volume", "create", "data", "--size", "64Mi"]);
+    pool.text(&["snapshot", "create", "data", "monday"]);
+    let root = pool.path().join("pool");
+    let mut kinds = std::collections::BTreeSet::new();
+    let mut directories = vec![root.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let key = path.strip_prefix(&root).unwrap().to_str().unwrap();
+            let shown = pool.json(&["inspect", key]);
+            assert_eq!(shown["key"], key);
+            kinds.insert(shown["kind"].as_str().unwrap().to_owned());
+        }
+    }
+    for kind in ["description", "record", "root", "snapshot map"] {
+        assert!(kinds.contains(kind), "{kind} is not among {kinds:?}");
+    }
+    assert!(pool.error(&["inspect", "holdfast"]).contains("not a key"));
+}
+
+#[test]
+fn a_key_is_rotated_without_locking_anybody_out() {
+    let pool = Pool::new(Some(&key(7)));
+    pool.text(&["volume", "create", "data", "--size", "64Mi"]);
+    let new_key = pool.path().join("new-key");
+    std::fs::write(&new_key, key(8) + "\n").unwrap();
+    pool.text(&["pool", "rotate-key", "main", "--new-key-file", new_key.to_str().unwrap()]);
+    pool.text(&["volume", "show", "data"]);
+    pool.configure(Some(&key(8)));
+    pool.text(&["volume", "show", "data"]);
+    pool.text(&["pool", "retire-keys", "main", "--yes"]);
+    pool.configure(Some(&key(7)));
+    let refused = pool.error(&["volume", "show", "data"]);
+    assert!(refused.contains("pool main") && !refused.contains(&key(7)), "{refused}");
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_is_said_by_its_name() {
+    let pool = Pool::new(None);
+    assert!(pool.error(&["pool", "show"]).contains("no pool at its URL yet"));
+    assert!(pool.text(&["pool", "check"]).contains("ok"));
+    pool.configure(Some(&key(7)));
+    let output = pool.run(&["pool", "check"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is not encrypted"));
+    let elsewhere = pool.error(&["pool", "check", "--file-root", "/proc"]);
+    assert!(elsewhere.contains("1 of 1 pools"), "{elsewhere}");
+}
