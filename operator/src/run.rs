@@ -16,7 +16,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use kube::runtime::controller::{Action, Error as ReconcileError};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, WatchStreamExt, watcher};
+use kube::runtime::{Controller, Predicate, PredicateConfig, WatchStreamExt, predicates, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::signal::unix;
@@ -238,12 +238,24 @@ where
     object.labels().get(label).map(|name| ObjectRef::new(name))
 }
 
+/// A controller of a kind. A change of status alone starts no reconcile: statuses are ours, and a reconcile that writes
+/// one would call for the next without end.
 fn controller<K>(ctx: &Context, config: watcher::Config) -> Controller<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
+    let (reader, writer) = reflector::store();
+    let asked_for = predicates::generation
+        .combine(predicates::labels)
+        .combine(predicates::annotations)
+        .combine(predicates::finalizers);
+    let changes = watcher(ctx.everywhere::<K>(), config)
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(asked_for, PredicateConfig::default());
     let config_of = kube::runtime::controller::Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
-    Controller::new(ctx.everywhere::<K>(), config).with_config(config_of)
+    Controller::for_stream(changes, reader).with_config(config_of)
 }
 
 /// Runs a controller, counting and logging how its reconciles end.

@@ -13,6 +13,7 @@
 
 mod errors;
 mod hydration;
+mod size;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ use holdfast_engine::map::PageCache;
 use holdfast_engine::pool::{Access, Pool, PoolKind, PoolSet};
 use tokio::time::Instant;
 
+use crate::engine_store::size::Size;
 use crate::pool_file::PoolFile;
 use crate::store::{ArchiveStore, ArchivedPoint, Hydration, PoolSummary, StoreError};
 
@@ -53,6 +55,8 @@ pub struct EngineStore {
     pages: Arc<PageCache>,
     chunks: Arc<dyn ChunkCache>,
     open: Mutex<OpenPools>,
+    /// By the pools' ids.
+    sizes: Mutex<BTreeMap<String, Size>>,
 }
 
 impl EngineStore {
@@ -65,6 +69,7 @@ impl EngineStore {
             // Only maps are read, never data.
             chunks: Arc::new(MemoryCache::new(0)),
             open: Mutex::default(),
+            sizes: Mutex::default(),
         }
     }
 
@@ -90,6 +95,22 @@ impl EngineStore {
 
     fn pools(&self) -> std::sync::MutexGuard<'_, OpenPools> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes that the pool's objects take, measured now or not long ago.
+    async fn size(&self, pool: &Pool) -> Result<Option<u64>, StoreError> {
+        let id = pool.id().to_string();
+        let last = self.sizes().get(&id).copied();
+        if let Some(last) = last.filter(|size| !size.is_due(Instant::now())) {
+            return Ok(last.bytes);
+        }
+        let size = size::measure(pool).await?;
+        self.sizes().insert(id, size);
+        Ok(size.bytes)
+    }
+
+    fn sizes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Size>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn host(&self, pools: Vec<(PoolKind, Arc<Pool>)>) -> Host {
@@ -137,7 +158,7 @@ impl ArchiveStore for EngineStore {
         let pool = self.open(file, Access::ReadWrite).await?;
         // A pool that was open may have become unreachable since.
         pool.list_snapshot_names(None, 1, Instant::now() + QUESTION).await?;
-        Ok(PoolSummary { pool_id: pool.id().to_string(), stored_bytes: None })
+        Ok(PoolSummary { pool_id: pool.id().to_string(), stored_bytes: self.size(&pool).await? })
     }
 
     async fn points(&self, file: &PoolFile) -> Result<Vec<ArchivedPoint>, StoreError> {
