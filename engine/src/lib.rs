@@ -14,6 +14,7 @@ pub mod cache;
 pub mod codec;
 pub mod control;
 pub mod env;
+pub mod gc;
 pub mod host;
 pub mod ids;
 pub mod lineage;

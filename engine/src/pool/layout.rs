@@ -116,6 +116,11 @@ pub fn map(volume: VolumeId, id: ObjectId) -> String {
     format!("{VOLUMES}{volume}/map/{id}")
 }
 
+/// The signs that the controller wants grants back.
+pub fn fences(volume: VolumeId) -> String {
+    format!("{VOLUMES}{volume}/fence/")
+}
+
 /// The sign that the controller wants a grant back.
 pub fn fence(volume: VolumeId, grant: GrantId) -> String {
     format!("{VOLUMES}{volume}/fence/{grant}")

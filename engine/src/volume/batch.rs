@@ -38,6 +38,13 @@ impl Batch {
         self.segments.is_empty() && self.inline.is_none() && self.holes.is_empty() && self.moved.is_empty()
     }
 
+    /// Bytes of its data as stored.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let segments = self.segments.iter().chain(&self.moved).flat_map(|segment| &segment.chunks);
+        let inline = self.inline.as_ref().map_or(0, Chunks::stored_bytes) as u64;
+        segments.map(|chunk| u64::from(chunk.stored_len)).sum::<u64>() + inline
+    }
+
     /// Both; `bulk` has no data for the record itself.
     pub(super) fn with(mut self, bulk: Self) -> Self {
         self.segments.extend(bulk.segments);

@@ -32,6 +32,8 @@ pub struct Bulk {
     chunks: Chunks,
     uploads: FuturesUnordered<Upload>,
     batch: Batch,
+    /// The segments of this bulk write.
+    begun: Vec<ObjectId>,
     uploaded_bytes: u64,
 }
 
@@ -41,9 +43,35 @@ impl std::fmt::Debug for Bulk {
     }
 }
 
+/// Who wrote data first, and when: kept when the data is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    /// The session.
+    pub session: SessionId,
+    /// The place in its write order.
+    pub order: u64,
+}
+
+/// Whoever gives a bulk write up, or has committed it, protects its segments no longer.
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        let mut ownership = self.volume.shared.ownership();
+        for id in &self.begun {
+            ownership.uploading.remove(id);
+        }
+        match ownership.runs.get_mut(&self.run) {
+            Some(writes) if *writes > 1 => *writes -= 1,
+            Some(_) | None => {
+                ownership.runs.remove(&self.run);
+            }
+        }
+    }
+}
+
 impl Volume {
     /// Begins a bulk write whose segments carry `run`.
     pub fn bulk(&self, run: ObjectId) -> Bulk {
+        *self.shared.ownership().runs.entry(run).or_default() += 1;
         Bulk {
             log: self.shared.log.clone(),
             volume: self.clone(),
@@ -51,6 +79,7 @@ impl Volume {
             chunks: Chunks::new(self.shared.limits.codec, run),
             uploads: FuturesUnordered::new(),
             batch: Batch::default(),
+            begun: Vec::new(),
             uploaded_bytes: 0,
         }
     }
@@ -77,20 +106,14 @@ impl Bulk {
     /// Adds consecutive blocks, of which the first is `lba`; `order` as in the dirty buffer's numbers. Blocks must be
     /// added in ascending order.
     pub async fn write(&mut self, lba: u64, order: u64, data: &[u8]) -> Result<(), VolumeError> {
-        self.write_as(self.run, lba, order, data).await
+        self.write_as(Writer { session: self.run, order }, lba, data).await
     }
 
-    /// As [`Self::write`], for data that `session` wrote first.
-    pub async fn write_as(
-        &mut self,
-        session: SessionId,
-        lba: u64,
-        order: u64,
-        data: &[u8],
-    ) -> Result<(), VolumeError> {
+    /// As [`Self::write`], for data that `writer` wrote first.
+    pub async fn write_as(&mut self, writer: Writer, lba: u64, data: &[u8]) -> Result<(), VolumeError> {
         let (mut lba, mut rest) = (lba, data);
         loop {
-            let taken = self.chunks.push_from(session, lba, order, rest);
+            let taken = self.chunks.push_from(writer.session, lba, writer.order, rest);
             lba += taken;
             rest = &rest[(taken * BLOCK_BYTES) as usize..];
             if rest.is_empty() {
@@ -107,8 +130,18 @@ impl Bulk {
     /// Copies the blocks of `from`, whose bytes are `data`, for [`Volume::commit_relocation`]. A bulk write either
     /// writes or relocates.
     pub async fn relocate(&mut self, from: Extent, data: &[u8]) -> Result<(), VolumeError> {
+        self.relocate_as(Writer { session: self.run, order: 0 }, from, data).await
+    }
+
+    /// As [`Self::relocate`], for data that `writer` wrote first.
+    pub async fn relocate_as(
+        &mut self,
+        writer: Writer,
+        from: Extent,
+        data: &[u8],
+    ) -> Result<(), VolumeError> {
         self.batch.sources.push(from);
-        self.write(from.lba, 0, data).await
+        self.write_as(writer, from.lba, data).await
     }
 
     /// Adds a range that reads as zeros.
@@ -132,6 +165,7 @@ impl Bulk {
         let id = random_id(&self.log.env);
         let identity = Identity { volume: self.log.volume, id, session: self.run };
         let encoded = codec::encode_segment(identity, &chunks, self.log.key.as_ref());
+        self.begun.push(id);
         self.volume.shared.ownership().uploading.insert(id);
         let (log, body) = (self.log.clone(), encoded.bytes);
         let segment = Segment { id, body: bytes::Bytes::new(), chunks: encoded.chunks };

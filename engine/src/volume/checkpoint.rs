@@ -47,7 +47,9 @@ pub(super) struct Checkpointer {
     snapshots: BTreeMap<SnapshotId, MapView>,
     running: Option<JoinHandle<Result<(Done, Compactor), LogError>>>,
     compactor: Compactor,
-    /// Records that may never be deleted.
+    /// The root that the session's replay began with: all later records were seen.
+    seen_after: RecordNumber,
+    /// Those of the records seen that may never be deleted.
     kept: BTreeSet<RecordNumber>,
     /// Whether the newest root names no ancestor.
     pub(super) origins_forgotten: bool,
@@ -72,6 +74,7 @@ impl Checkpointer {
             snapshots,
             running,
             compactor,
+            seen_after: root,
             kept,
             origins_forgotten: false,
         }
@@ -85,6 +88,21 @@ impl Checkpointer {
     /// The newest root that this session knows of.
     pub(super) fn newest_known(&self) -> RecordNumber {
         self.root
+    }
+
+    /// Snapshots whose maps are not durable, as views.
+    pub(super) fn unmapped_snapshots(&self) -> impl Iterator<Item = &MapView> {
+        self.snapshots.values()
+    }
+
+    /// All records after this one were seen by the session.
+    pub(super) fn seen_after(&self) -> RecordNumber {
+        self.seen_after
+    }
+
+    /// Those of the records seen that may never be deleted.
+    pub(super) fn kept(&self) -> &BTreeSet<RecordNumber> {
+        &self.kept
     }
 
     pub(super) fn appended(&mut self, record: &Record) {

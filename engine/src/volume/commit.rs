@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::batch::{self, Batch};
 use super::checkpoint::Checkpointer;
-use super::{Appended, Over, Overlay, Request, Shared, VolumeError, random_id};
+use super::{Append, Appended, Cut, Over, Overlay, Request, Shared, VolumeError, random_id};
 use crate::codec;
 use crate::ids::{ObjectId, RecordNumber};
 use crate::log::{Control, Log, LogError, Op, Put, Record};
@@ -90,7 +90,11 @@ impl Committer {
                 () = sleep_until(due) => None,
             };
             let outcome = match request {
-                Some(request) => self.serve_request(request, &mut waiting).await,
+                Some(Request::Append(append)) => self.serve_append(append, &mut waiting).await,
+                Some(Request::Cut(reply)) => {
+                    let _ = reply.send(self.cut());
+                    Ok(())
+                }
                 None if self.commit_is_due(&mut due) => {
                     self.commit(Vec::new(), Batch::default()).await.map(|_| ())
                 }
@@ -127,12 +131,22 @@ impl Committer {
         false
     }
 
-    async fn serve_request(
-        &mut self,
-        request: Request,
-        waiting: &mut Vec<Waiting>,
-    ) -> Result<(), CommitError> {
-        let Request { ops, bulk, checkpoint, reply } = request;
+    /// Everything that the session can reach, at one moment between two records.
+    fn cut(&self) -> Cut {
+        let ownership = self.shared.ownership();
+        Cut {
+            control: Arc::new(self.control.clone()),
+            head: self.map.freeze(),
+            unmapped: self.checkpointer.unmapped_snapshots().cloned().collect(),
+            kept: self.checkpointer.kept().clone(),
+            seen_after: self.checkpointer.seen_after(),
+            uploading: ownership.uploading.clone(),
+            runs: ownership.runs.keys().copied().collect(),
+        }
+    }
+
+    async fn serve_append(&mut self, append: Append, waiting: &mut Vec<Waiting>) -> Result<(), CommitError> {
+        let Append { ops, bulk, checkpoint, reply } = append;
         match self.commit(ops, bulk).await {
             Ok(appended) if checkpoint && self.checkpointer.covers() < appended.number => {
                 waiting.push(Waiting { appended, reply });
@@ -209,6 +223,7 @@ impl Committer {
         drop(ownership);
         self.shared.size_bytes.store(self.control.size_bytes, Ordering::Release);
         self.shared.buffer.free(last);
+        self.shared.board.appended(batch.stored_bytes());
         self.shared.board.committed(last);
         Ok(Appended { number: record.number, control: Arc::new(self.control.clone()) })
     }

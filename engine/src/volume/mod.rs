@@ -24,6 +24,7 @@ mod batch;
 mod bulk;
 mod checkpoint;
 mod commit;
+mod cut;
 mod error;
 mod fetch;
 mod hydrate;
@@ -32,7 +33,7 @@ mod overlay;
 mod read;
 mod status;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,7 +42,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use batch::Batch;
-pub use bulk::Bulk;
+pub use bulk::{Bulk, Writer};
+pub use cut::Cut;
 pub use error::{Over, VolumeError};
 pub use fetch::{FetchError, Fetcher};
 pub use hydrate::{Hydration, hydrate};
@@ -49,6 +51,7 @@ pub use open::{OpenError, OpenOptions};
 use overlay::{Dirty, Overlay};
 pub use read::{BlockReader, Blocks};
 use status::StatusBoard;
+pub use status::Work;
 
 use crate::buffer::{BufferError, DirtyBuffer, Mutation};
 use crate::codec::{self, Codec};
@@ -95,9 +98,16 @@ impl Default for Limits {
     }
 }
 
+/// What the committer is asked for.
+#[derive(Debug)]
+enum Request {
+    Append(Append),
+    Cut(oneshot::Sender<Cut>),
+}
+
 /// Something that the committer is asked to append.
 #[derive(Debug)]
-struct Request {
+struct Append {
     ops: Vec<Op>,
     /// A bulk write whose segments are uploaded.
     bulk: Batch,
@@ -133,6 +143,8 @@ struct Unlogged {
 struct Ownership {
     /// Segments put, or being put, that no record names yet.
     uploading: BTreeSet<ObjectId>,
+    /// Runs that bulk writes are under way for, with how many.
+    runs: BTreeMap<ObjectId, usize>,
     /// No block of the head lies in an ancestor's segment any more.
     hydrated: bool,
     /// Neither does a durable root name an object of an ancestor.
@@ -367,12 +379,35 @@ impl Volume {
 
     async fn request(&self, ops: Vec<Op>, bulk: Batch, checkpoint: bool) -> Result<Appended, VolumeError> {
         let (reply, answer) = oneshot::channel();
-        let over = || {
-            let reason = self.shared.board.now().over.unwrap_or(Over::Closed);
-            VolumeError::Over { volume: self.shared.id, reason }
-        };
-        self.requests.send(Request { ops, bulk, checkpoint, reply }).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())?
+        let request = Request::Append(Append { ops, bulk, checkpoint, reply });
+        self.requests.send(request).await.map_err(|_| self.over())?;
+        answer.await.map_err(|_| self.over())?
+    }
+
+    /// What to say when the committer is gone.
+    fn over(&self) -> VolumeError {
+        let reason = self.shared.board.now().over.unwrap_or(Over::Closed);
+        VolumeError::Over { volume: self.shared.id, reason }
+    }
+
+    /// The volume's log.
+    pub(crate) fn log(&self) -> &Log {
+        &self.shared.log
+    }
+
+    /// Bounds and rhythms.
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// What this session has put into the store.
+    pub fn work(&self) -> Work {
+        self.shared.board.now().work
+    }
+
+    /// Waits until `enough` says so of what this session has put into the store.
+    pub async fn worked(&self, enough: impl Fn(Work) -> bool) -> Result<(), VolumeError> {
+        self.shared.board.worked(enough).await
     }
 
     /// Writes everything, checkpoints and ends the session. The volume cannot be used afterwards.

@@ -18,7 +18,7 @@ use crate::cache::ChunkCache;
 use crate::codec;
 use crate::ids::{GrantId, SessionId, SnapshotId, VolumeId};
 use crate::lineage::Lineage;
-use crate::log::{Control, Log, LogError, Op, Put, Record, Replayed, Sink};
+use crate::log::{Control, GrantMode, Log, LogError, Op, Put, Record, Replayed, Sink};
 use crate::map::{Map, MapView, PageSource, StoredMap};
 
 /// Requests to the committer that wait at most.
@@ -171,7 +171,10 @@ async fn open_session(
     let mut ours: Option<SessionId> = None;
     loop {
         let mut state = log.replay(sink, deadline).await?;
-        if state.control.last.is_none() || state.control.dead {
+        // A deleted volume is opened only to collect what is left of it.
+        let collects = |grant: &crate::log::Grant| grant.mode == GrantMode::Maintenance;
+        let dead = state.control.dead && !state.control.grant.as_ref().is_some_and(collects);
+        if state.control.last.is_none() || dead {
             return Err(OpenError::NoSuchVolume { volume: log.volume });
         }
         if let (Some(current), Some(session)) = (&state.control.session, ours)

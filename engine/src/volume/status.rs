@@ -8,11 +8,22 @@ use super::{Over, VolumeError};
 use crate::ids::VolumeId;
 use crate::log::LogError;
 
+/// What a session has put into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    /// Records.
+    pub records: u64,
+    /// Bytes of data, in segments and in records, as stored.
+    pub bytes: u64,
+}
+
 /// How far the session has come.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
     /// All mutations of the dirty buffer up to this number are in the log.
     pub committed: u64,
+    /// What has been put into the store.
+    pub work: Work,
     /// How often an attempt to commit has failed, and why the last time.
     pub failures: (u64, Option<Arc<LogError>>),
     /// Why the session is over, once it is.
@@ -52,6 +63,21 @@ impl StatusBoard {
     /// Notes that everything up to `sequence` is in the log.
     pub fn committed(&self, sequence: u64) {
         self.board.send_modify(|status| status.committed = status.committed.max(sequence));
+    }
+
+    /// Notes a record that makes so many bytes of data visible.
+    pub fn appended(&self, bytes: u64) {
+        self.board.send_modify(|status| {
+            status.work.records += 1;
+            status.work.bytes += bytes;
+        });
+    }
+
+    /// Waits until `enough` says so of the session's work, or the session ends.
+    pub async fn worked(&self, enough: impl Fn(Work) -> bool) -> Result<(), VolumeError> {
+        let mut board = self.board.subscribe();
+        let _ = board.wait_for(|status| enough(status.work) || status.over.is_some()).await;
+        self.check()
     }
 
     /// Notes that an attempt has failed; who waits for a commit gives up, the data stays.

@@ -1,0 +1,149 @@
+//! Garbage collection: what no head, root, snapshot or pin needs is deleted, and what is mostly overwritten is
+//! rewritten.
+//!
+//! # Expected flow
+//! [`maintain`] runs next to an open volume. When enough has been written it makes a *round*: it finds out what is
+//! needed ([`mark`]), deletes what two rounds have found unneeded ([`sweep`]), and rewrites segments that are mostly
+//! overwritten ([`relocate`]). A round that leaves garbage is followed by another after the grace time; then an idle
+//! volume makes no requests. [`collect_detached`] does the same for a volume that is attached nowhere, and [`reclaim`]
+//! removes a deleted one.
+//!
+//! # Guarantees
+//! Nothing is deleted that the head, the two newest roots, a snapshot or a pinned snapshot reaches, or that any session
+//! or run may still make visible; see [`sweep`] for the rule.
+//!
+//! # Assumptions
+//! Objects of ancestors are protected by the pins on them, in their own volumes.
+//!
+//! # Crash behaviour
+//! Every step can be repeated. A crash leaves garbage, for the next session's rounds.
+
+mod detached;
+mod error;
+mod history;
+mod mark;
+mod pins;
+mod reclaim;
+mod relocate;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use detached::{Detached, collect_detached};
+pub use error::GcError;
+pub use reclaim::reclaim;
+
+use crate::volume::{Volume, VolumeError, Work};
+use sweep::Sweeper;
+
+/// When a round is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    /// After so many bytes of data written; after more if the volume is large, since a round reads its map.
+    pub bytes: u64,
+    /// After so many records.
+    pub records: u64,
+}
+
+impl Default for Rhythm {
+    fn default() -> Self {
+        Self { bytes: 256 << 20, records: 4096 }
+    }
+}
+
+/// A round is due when this part of the live data has been written.
+const PROPORTION: u64 = 16;
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Round {
+    /// Objects deleted.
+    pub deleted: u64,
+    /// Objects with data or pages that wait for the grace time, or for the end of who wrote them.
+    pub left: u64,
+    /// Bytes of blocks rewritten.
+    pub moved_bytes: u64,
+    /// Stored bytes of the data that the head names.
+    pub live_bytes: u64,
+}
+
+/// Collects the garbage of one session's volume.
+#[derive(Debug)]
+pub struct Collector {
+    volume: Volume,
+    sweeper: Sweeper,
+    /// What the session had written when the last round ended.
+    seen: Work,
+}
+
+impl Collector {
+    /// A collector for an open volume. One session has one.
+    pub fn new(volume: Volume) -> Self {
+        Self { sweeper: Sweeper::new(volume.clone()), volume, seen: Work::default() }
+    }
+
+    /// One round.
+    pub async fn round(&mut self) -> Result<Round, GcError> {
+        let written_bytes = self.volume.work().bytes.saturating_sub(self.seen.bytes);
+        let swept = self.sweeper.sweep().await?;
+        let moved_bytes = relocate::relocate(&self.volume, &swept, written_bytes).await?;
+        // What the round itself has written calls for no other.
+        self.seen = self.volume.work();
+        let live_bytes = swept.needed.head.values().map(|usage| usage.live_bytes).sum();
+        Ok(Round { deleted: swept.deleted, left: swept.left, moved_bytes, live_bytes })
+    }
+}
+
+/// When garbage found now may be deleted, with room for clocks that run apart.
+fn after_grace(grace: Duration) -> Instant {
+    Instant::now() + grace + grace / 16
+}
+
+/// Collects an open volume's garbage until its session is over; the answer says why it is.
+pub async fn maintain(volume: Volume, rhythm: Rhythm) -> VolumeError {
+    let mut collector = Collector::new(volume.clone());
+    let mut again: Option<Instant> = None;
+    let mut bytes = rhythm.bytes;
+    loop {
+        let seen = collector.seen;
+        let enough =
+            |work: Work| work.bytes - seen.bytes >= bytes || work.records - seen.records >= rhythm.records;
+        let outcome = tokio::select! {
+            biased;
+            outcome = volume.worked(enough) => outcome,
+            () = sleep_until(again) => Ok(()),
+        };
+        if let Err(over) = outcome {
+            return over;
+        }
+        again = None;
+        match collector.round().await {
+            Ok(round) => {
+                tracing::debug!(volume = %volume.id(), ?round, "collected garbage");
+                bytes = rhythm.bytes.max(round.live_bytes / PROPORTION);
+                if round.left > 0 || round.moved_bytes > 0 {
+                    again = Some(after_grace(volume.limits().grace));
+                }
+            }
+            Err(error) => {
+                if let Err(over) = volume.check() {
+                    return over;
+                }
+                tracing::warn!(volume = %volume.id(), %error, "collecting garbage waits");
+                collector.seen = volume.work();
+                again = Some(after_grace(volume.limits().grace));
+            }
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
