@@ -55,7 +55,8 @@ pub async fn publish(
     let decided = log
         .decide(deadline, |control| {
             refused = None;
-            if control.last.is_none() || control.dead {
+            // A deleted volume is granted only to who collects what is left of it.
+            if control.last.is_none() || control.dead && mode != GrantMode::Maintenance {
                 refused = Some(PublishError::NoSuchVolume);
                 return Ok(Decision::Answer(ObjectId::NONE));
             }

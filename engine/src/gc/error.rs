@@ -1,5 +1,6 @@
 //! What can go wrong with a collection.
 
+use crate::control::ControlError;
 use crate::ids::VolumeId;
 use crate::log::LogError;
 use crate::map::MapError;
@@ -31,6 +32,9 @@ pub enum GcError {
     /// The volume could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The volume could not be looked at.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// Another host has collected a root that this one was about to read: this one no longer owns the volume.
     #[error("volume {volume}: another host has taken over its collection")]
     Overtaken {

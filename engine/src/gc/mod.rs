@@ -21,6 +21,7 @@
 mod detached;
 mod error;
 mod history;
+mod host;
 mod mark;
 mod pins;
 mod reclaim;

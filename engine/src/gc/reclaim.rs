@@ -1,9 +1,15 @@
 //! Removing a deleted volume.
 //!
 //! # Guarantees
-//! - Nothing is removed while a snapshot of the volume is left, or a pin names one.
-//! - Whoever replays the log of a volume that is being removed finds it deleted: its newest root says so, and goes
-//!   after everything but `volume.json`.
+//! - Nothing is removed while a snapshot of the volume is left, or a pin names one. Deleted snapshots that no pin names
+//!   are forgotten first.
+//! - Whoever replays the log of a volume that is being removed finds it deleted: a last root says so, which goes after
+//!   everything but `volume.json`.
+//!
+//! # Assumptions
+//! A creation that was given up has left a Dead record and a description, which stand in the way of a creator that is
+//! slow: they stay. Nothing can bring a deleted volume back, so that a root of its last state, with an empty map, may be put by whoever
+//! removes it. Only collectors can hold it; their grants are revoked first.
 //!
 //! # Crash behaviour
 //! A repeated call goes on where the last one stopped.
@@ -12,51 +18,46 @@ use futures::future::try_join_all;
 use tokio::time::Instant;
 
 use super::{GcError, pins};
-use crate::control::{PublishError, publish, release};
-use crate::ids::RecordNumber;
-use crate::log::{Control, ControlOnly, GrantMode, Log, Op};
+use crate::codec;
+use crate::control::release;
+use crate::ids::{ObjectId, RecordNumber, SessionId};
+use crate::log::{Control, ControlOnly, Decision, Log, Op};
+use crate::map::{Root, StoredMap};
 use crate::pool::{Access, Pool, PoolError, PoolSet, layout};
 use crate::store::StoreError;
-use crate::volume::{OpenError, OpenOptions, Volume};
 
 /// Objects deleted at once.
 const PARALLEL: usize = 16;
 
-/// Removes everything of the deleted volume of `log`, which lives in `pool`, and its pins on its ancestors. `options`
-/// says how to open it; its grant is filled in here.
-pub async fn reclaim(
-    pool: &Pool,
-    pools: &PoolSet,
-    log: &Log,
-    collector: &str,
-    options: OpenOptions,
-    deadline: Instant,
-) -> Result<(), GcError> {
+/// Removes everything of the deleted volume of `log`, which lives in `pool`, and its pins on its ancestors, which live
+/// in `pools`. Fails with [`GcError::Needed`] if it is not deleted, or a snapshot is needed.
+pub async fn reclaim(pool: &Pool, pools: &PoolSet, log: &Log, deadline: Instant) -> Result<(), GcError> {
     let volume = log.volume;
-    let parents = match pool.volume_json(volume, deadline).await {
-        Ok(json) => json.parents,
+    let json = match pool.volume_json(volume, deadline).await {
+        Ok(json) => json,
         // The last thing to go: somebody has finished.
         Err(PoolError::NoSuchVolume { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let state = log.replay(&mut ControlOnly, deadline).await?;
-    if !is_unneeded(&state.control) || !pins::pinned(log, deadline).await?.is_empty() {
-        return Err(GcError::Needed { volume });
-    }
-    let newest = match ended(log, deadline).await? {
-        Some(newest) => newest,
-        None => {
-            put_last_root(log, collector, options, deadline).await?;
-            ended(log, deadline).await?.ok_or(GcError::Overtaken { volume })?
+    let control = log.replay(&mut ControlOnly, deadline).await?.control;
+    if control.last.is_none() {
+        // Only the description is left, unless a creation is under way: that one's name is bound.
+        if pool.volume_named(&json.name, deadline).await? == Some(volume) {
+            return Err(GcError::Needed { volume });
         }
-    };
+        return Ok(delete(log, &layout::volume_json(volume), deadline).await?);
+    }
+    if control.dead && control.size_bytes == 0 {
+        return Ok(());
+    }
+    let newest = last_root(log, &control, deadline).await?;
     for prefix in
         [layout::segments(volume), layout::maps(volume), layout::records(volume), layout::fences(volume)]
     {
         delete_all(log, &prefix, None, deadline).await?;
     }
     delete_all(log, &layout::roots(volume), Some(newest), deadline).await?;
-    for parent in parents {
+    for parent in json.parents {
         let ancestor = pools.get(parent.pool).ok_or(GcError::UnknownPool { volume, pool: parent.pool })?;
         // A clone of what may only be read has no pin there.
         if ancestor.access() == Access::ReadWrite {
@@ -72,35 +73,51 @@ fn is_unneeded(control: &Control) -> bool {
     control.dead && control.snapshots.is_empty()
 }
 
-/// The newest root, if it alone says that the volume is deleted and not needed.
-async fn ended(log: &Log, deadline: Instant) -> Result<Option<RecordNumber>, GcError> {
-    let Some(newest) = log.newest_root(deadline).await? else { return Ok(None) };
-    let root = log.root(newest, deadline).await?;
-    Ok(root.filter(|root| is_unneeded(&root.control)).map(|_| newest))
-}
-
-/// Puts a root that covers the deletion, in a session that ends whoever else collects.
-async fn put_last_root(
-    log: &Log,
-    collector: &str,
-    options: OpenOptions,
-    deadline: Instant,
-) -> Result<(), GcError> {
-    // Only collectors can hold a deleted volume, and there is nothing left to collect.
+/// The newest root, which says that the volume is deleted and not needed; it is put if there is none like it.
+async fn last_root(log: &Log, control: &Control, deadline: Instant) -> Result<RecordNumber, GcError> {
+    let volume = log.volume;
+    if !control.dead || control.snapshots.values().any(|found| !found.deleted) {
+        return Err(GcError::Needed { volume });
+    }
+    let pinned = pins::pinned(log, deadline).await?;
+    if control.snapshots.keys().any(|snapshot| pinned.contains(snapshot)) {
+        return Err(GcError::Needed { volume });
+    }
+    if let Some(newest) = log.newest_root(deadline).await?
+        && log.root(newest, deadline).await?.is_some_and(|root| is_unneeded(&root.control))
+    {
+        return Ok(newest);
+    }
     release(log, deadline).await?;
-    let grant = match publish(log, collector, GrantMode::Maintenance, deadline).await {
-        Ok(grant) => grant,
-        Err(PublishError::Log(error)) => return Err(error.into()),
-        Err(PublishError::HeldBy { .. } | PublishError::NoSuchVolume) => {
-            return Err(OpenError::NotGranted { volume: log.volume }.into());
+    log.decide(deadline, |control| {
+        let forget = control.snapshots.keys().map(|snapshot| Op::ForgetSnapshot { snapshot: *snapshot });
+        let forget: Vec<Op> = forget.collect();
+        if forget.is_empty() {
+            return Ok(Decision::Answer(()));
         }
+        Ok(Decision::Append([vec![Op::Maintain], forget].concat()))
+    })
+    .await?;
+    let state = log.replay(&mut ControlOnly, deadline).await?;
+    if !is_unneeded(&state.control) {
+        return Err(GcError::Needed { volume });
+    }
+    let number = RecordNumber(state.next.0 - 1);
+    let root = Root {
+        volume,
+        id: ObjectId::random(&*log.env.entropy),
+        number,
+        control: state.control,
+        map: StoredMap::default(),
     };
-    let volume = Volume::open(log.clone(), OpenOptions { grant, ..options }, deadline).await?;
-    volume.append(vec![Op::Noop], true).await?;
-    // The root is durable, and the session still owned the volume after that.
-    volume.append(vec![Op::Noop], false).await?;
-    volume.abandon();
-    Ok(())
+    let body =
+        codec::encode_root(SessionId::NONE, &root, log.key.as_ref()).map_err(crate::log::LogError::from)?;
+    let key = layout::root(volume, number);
+    match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
+        // Another's root of the same state says the same.
+        Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(number),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Deletes everything below `prefix` but the root `except`.

@@ -71,6 +71,17 @@ pub fn volume(volume: VolumeId) -> String {
     format!("{VOLUMES}{volume}/")
 }
 
+/// A key after everything of a volume, and before the next one's.
+pub fn after_volume(volume: VolumeId) -> String {
+    // The character after the slash.
+    format!("{VOLUMES}{volume}0")
+}
+
+/// The volume that a key belongs to.
+pub fn volume_in(key: &str) -> Option<VolumeId> {
+    key.strip_prefix(VOLUMES)?.split_once('/')?.0.parse().ok()
+}
+
 /// A volume's description.
 pub fn volume_json(volume: VolumeId) -> String {
     format!("{VOLUMES}{volume}/volume.json")

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::scene::{BLOCKS, Gate, Scene, deadline};
+use super::scene::{BLOCKS, Gate, NoCache, Scene, deadline};
 use crate::codec::Codec;
 use crate::env::Env;
 use crate::gc::{Detached, GcError, collect_detached, reclaim};
+use crate::host::Host;
 use crate::ids::{BLOCK_BYTES, ObjectId, PoolId, VolumeId};
 use crate::log::{Log, Op};
+use crate::map::PageCache;
 use crate::pool::{Access, NewVolume, Parent, Pool, PoolKind, PoolSet, layout};
 use crate::store::{Memory, Store};
 
@@ -81,7 +83,7 @@ async fn deleted() -> Deleted {
     let (store, env) = (Memory::default(), Env::system());
     let shared = Arc::new(store.clone());
     let pool = Pool::over("p", "memory", shared, None, Access::ReadWrite, env.clone()).await.unwrap();
-    let mut scene = Scene::over(store).await;
+    let mut scene = Scene::unencrypted(store).await;
     let parent = Parent { pool: pool.id(), volume: VolumeId([3; 16]), snapshot: crate::ids::SnapshotId(5) };
     let new = NewVolume {
         name: "data".into(),
@@ -109,9 +111,8 @@ impl Deleted {
     }
 
     async fn reclaim_through(&self, store: Arc<dyn Store>) -> Result<(), GcError> {
-        let log = Log { store: store.clone(), ..self.scene.log.clone() };
-        let options = self.scene.options(store, ObjectId::NONE);
-        reclaim(&self.pool, &self.pools, &log, "job", options, deadline()).await
+        let log = Log { store, ..self.scene.log.clone() };
+        reclaim(&self.pool, &self.pools, &log, deadline()).await
     }
 
     async fn reclaim(&self) -> Result<(), GcError> {
@@ -159,9 +160,15 @@ async fn a_deleted_volume_stays_while_a_snapshot_or_a_pin_needs_it() {
     deleted.scene.check_snapshot(snapshot, &model).await;
     assert!(matches!(deleted.reclaim().await, Err(GcError::Needed { .. })));
 
+    // The controller finds it once the pin is gone.
+    let host = Host {
+        pools: Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&deleted.pool))], Env::system())),
+        pages: PageCache::new(1 << 20),
+        cache: Arc::new(NoCache),
+    };
+    assert_eq!(host.reclaim_deleted(&deleted.pool, deadline()).await.unwrap(), 0);
     deleted.scene.store.delete(&pin).await.unwrap();
-    assert!(matches!(collect(&deleted.scene).await, Detached::Collected(_)));
-    deleted.reclaim().await.unwrap();
+    assert_eq!(host.reclaim_deleted(&deleted.pool, deadline()).await.unwrap(), 1);
     assert!(deleted.left().await.is_empty());
 }
 
@@ -180,7 +187,7 @@ async fn a_removal_that_died_anywhere_is_finished_by_the_next() {
             () = gate.arrived.notified() => true,
         };
         if !died {
-            assert!(stop_at > 50, "only {stop_at} calls");
+            assert!(stop_at > 20, "only {stop_at} calls");
             break;
         }
         // Who looks meanwhile finds a deleted volume, or none.
@@ -189,4 +196,27 @@ async fn a_removal_that_died_anywhere_is_finished_by_the_next() {
         deleted.reclaim().await.unwrap();
         assert!(deleted.left().await.is_empty(), "after {stop_at} calls");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_under_way_and_one_given_up_are_left_alone() {
+    let deleted = deleted().await;
+    let (pool, volume) = (&deleted.pool, VolumeId([4; 16]));
+    let new = NewVolume {
+        name: "new".into(),
+        size_bytes: 1 << 20,
+        parents: Vec::new(),
+        codec: Codec::Lz4,
+        parameters: Default::default(),
+    };
+    pool.bind_volume_name("new", volume, deadline()).await.unwrap();
+    pool.create_volume_json(volume, &new, deadline()).await.unwrap();
+    let log = Log { volume, ..deleted.scene.log.clone() };
+    let reclaimed = reclaim(pool, &deleted.pools, &log, deadline()).await;
+    assert!(matches!(reclaimed, Err(GcError::Needed { .. })), "{reclaimed:?}");
+    let mut given_up = deleted.scene;
+    given_up.log = log;
+    given_up.append(ObjectId::NONE, vec![Op::Dead]).await;
+    reclaim(pool, &deleted.pools, &given_up.log, deadline()).await.unwrap();
+    assert!(given_up.control().await.dead);
 }

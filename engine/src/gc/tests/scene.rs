@@ -137,12 +137,17 @@ pub fn content(lba: u64, version: u64) -> Vec<u8> {
 
 impl Scene {
     pub async fn new() -> Self {
-        Self::over(Memory::default()).await
+        let key = DataKey::random(&*Env::system().entropy);
+        Self::over(Memory::default(), Some(key)).await
     }
 
-    pub async fn over(store: Memory) -> Self {
+    /// A volume in a store that holds a pool without encryption.
+    pub async fn unencrypted(store: Memory) -> Self {
+        Self::over(store, None).await
+    }
+
+    async fn over(store: Memory, key: Option<DataKey>) -> Self {
         let env = Env::system();
-        let key = Some(DataKey::random(&*env.entropy));
         let volume = VolumeId::random(&*env.entropy);
         let log = Log { store: Arc::new(store.clone()), volume, key, env };
         let limits = Limits {
