@@ -51,6 +51,7 @@ pub async fn reclaim(pool: &Pool, pools: &PoolSet, log: &Log, deadline: Instant)
         return Ok(());
     }
     let newest = last_root(log, &control, deadline).await?;
+    pool.unbind_volume_name(&json.name, volume, deadline).await?;
     for prefix in
         [layout::segments(volume), layout::maps(volume), layout::records(volume), layout::fences(volume)]
     {

@@ -90,7 +90,7 @@ impl Committer {
                 () = sleep_until(due) => None,
             };
             let outcome = match request {
-                Some(Request::Append(append)) => self.serve_append(append, &mut waiting).await,
+                Some(Request::Append(append)) => self.serve_append(*append, &mut waiting).await,
                 Some(Request::Cut(reply)) => {
                     let _ = reply.send(self.cut());
                     Ok(())

@@ -101,7 +101,7 @@ impl Default for Limits {
 /// What the committer is asked for.
 #[derive(Debug)]
 enum Request {
-    Append(Append),
+    Append(Box<Append>),
     Cut(oneshot::Sender<Cut>),
 }
 
@@ -379,7 +379,7 @@ impl Volume {
 
     async fn request(&self, ops: Vec<Op>, bulk: Batch, checkpoint: bool) -> Result<Appended, VolumeError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request::Append(Append { ops, bulk, checkpoint, reply });
+        let request = Request::Append(Box::new(Append { ops, bulk, checkpoint, reply }));
         self.requests.send(request).await.map_err(|_| self.over())?;
         answer.await.map_err(|_| self.over())?
     }
