@@ -109,7 +109,7 @@ mod tests {
 
     /// A run whose every block is filled with `order`; order 0 mod 5 discards.
     fn run(lba: u64, blocks: u64, order: u64) -> Dirty {
-        let data = (order % 5 != 0).then(|| Bytes::from(vec![order as u8; (blocks * BLOCK_BYTES) as usize]));
+        let data = (!order.is_multiple_of(5)).then(|| Bytes::from(vec![order as u8; (blocks * BLOCK_BYTES) as usize]));
         Dirty { lba, blocks, data, order }
     }
 
@@ -139,7 +139,7 @@ mod tests {
             for block in from..(from + len).min(64) {
                 prop_assert_eq!(seen[block as usize], model[block as usize]);
             }
-            let bytes = model.iter().flatten().filter(|order| *order % 5 != 0).count() as u64 * BLOCK_BYTES;
+            let bytes = model.iter().flatten().filter(|order| !order.is_multiple_of(5)).count() as u64 * BLOCK_BYTES;
             prop_assert_eq!(overlay.data_bytes(), bytes);
         }
     }
