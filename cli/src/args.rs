@@ -3,9 +3,10 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::CliError;
+use crate::kubernetes::{restore, status};
 use crate::output::Format;
 use crate::reach::Reach;
-use crate::{inspect, job, pool, snapshot, volume};
+use crate::{archive, inspect, job, pool, snapshot, volume};
 
 /// Volumes in object stores, and their protection.
 #[derive(Debug, Parser)]
@@ -23,8 +24,14 @@ enum Command {
     Volume(OnPools<Sub<volume::Command>>),
     /// Snapshots of volumes
     Snapshot(OnPools<Sub<snapshot::Command>>),
+    /// Archived points
+    Archive(OnPools<Sub<archive::Command>>),
     /// Decode an object of a pool: a segment, a record, a root, a part of a map, a description
     Inspect(OnPools<inspect::Args>),
+    /// Show how well the claims of a cluster are protected
+    Status(status::Args),
+    /// Restore a claim of a cluster from an archived point
+    Restore(restore::Args),
     /// What the operator's Jobs run
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -54,9 +61,13 @@ pub fn run() -> Result<(), CliError> {
     // A Job's log is all there is to see of it; a person sees the result. RUST_LOG says otherwise.
     let level = match command {
         Command::Job(_) => tracing::Level::INFO,
-        Command::Pool(_) | Command::Volume(_) | Command::Snapshot(_) | Command::Inspect(_) => {
-            tracing::Level::ERROR
-        }
+        Command::Pool(_)
+        | Command::Volume(_)
+        | Command::Snapshot(_)
+        | Command::Archive(_)
+        | Command::Inspect(_)
+        | Command::Status(_)
+        | Command::Restore(_) => tracing::Level::ERROR,
     };
     let filter =
         tracing_subscriber::EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
@@ -70,7 +81,10 @@ pub fn run() -> Result<(), CliError> {
             Command::Pool(on) => pool::run(&on.reach, on.output, on.what.command).await,
             Command::Volume(on) => volume::run(&on.reach, on.output, on.what.command).await,
             Command::Snapshot(on) => snapshot::run(&on.reach, on.output, on.what.command).await,
+            Command::Archive(on) => archive::run(&on.reach, on.output, on.what.command).await,
             Command::Inspect(on) => inspect::run(&on.reach, on.output, on.what).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Restore(args) => restore::run(args).await,
             Command::Job(command) => Ok(job::run(command).await?),
         }
     })

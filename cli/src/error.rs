@@ -3,14 +3,16 @@
 use std::io;
 use std::path::PathBuf;
 
+use holdfast_engine::archive::ArchiveError;
 use holdfast_engine::codec::CodecError;
 use holdfast_engine::control::ControlError;
-use holdfast_engine::ids::PoolId;
+use holdfast_engine::ids::{Handle, PoolId};
 use holdfast_engine::log::LogError;
 use holdfast_engine::pool::{PoolError, UnknownPool};
 use holdfast_engine::store::{ConfigError, StoreError};
 
 use crate::job::JobError;
+use crate::kubernetes::ClusterError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +105,20 @@ pub enum CliError {
     /// A result cannot be printed.
     #[error("cannot print the result: {0}")]
     Print(String),
+    /// A point or a snapshot has blocks that cannot be read.
+    #[error("{handle} is damaged in {ranges} places")]
+    Damaged {
+        /// Its handle.
+        handle: Handle,
+        /// How many ranges.
+        ranges: usize,
+    },
+    /// A cluster failed.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// An archive failed.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// A Job failed.
     #[error(transparent)]
     Job(#[from] JobError),

@@ -1,9 +1,11 @@
 //! The `holdfast` command: what a person runs on pools, and what the operator's Jobs run.
 
+mod archive;
 mod args;
 mod error;
 mod inspect;
 mod job;
+mod kubernetes;
 mod output;
 mod pool;
 mod reach;

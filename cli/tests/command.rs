@@ -159,3 +159,15 @@ fn what_is_wrong_with_a_pool_is_said_by_its_name() {
     let elsewhere = pool.error(&["pool", "check", "--file-root", "/proc"]);
     assert!(elsewhere.contains("1 of 1 pools"), "{elsewhere}");
 }
+
+#[test]
+fn a_snapshot_is_verified_and_is_no_archived_point() {
+    let pool = Pool::new(None);
+    pool.text(&["volume", "create", "data", "--size", "64Mi"]);
+    let snapshot = pool.handle(&["snapshot", "create", "data", "monday"]);
+    let verified = pool.json(&["archive", "verify", &snapshot]);
+    assert_eq!((&verified["goodBytes"], &verified["damaged"]), (&Value::from(0), &Value::Array(Vec::new())));
+    // It is no archived point, so a target that held it would not show it.
+    assert_eq!(pool.json(&["archive", "list"]), Value::Array(Vec::new()));
+    assert!(pool.error(&["archive", "verify", "monday"]).contains("no snapshot's handle"));
+}

@@ -20,7 +20,7 @@ pub use error::JobError;
 #[derive(Debug, Subcommand)]
 pub enum JobCommand {
     /// Copies a snapshot to the target.
-    Archive(ArchiveArgs),
+    Archive(Box<ArchiveArgs>),
     /// Removes a point from the target.
     Expire(ExpireArgs),
     /// Reads points of the target and checks every block.
@@ -91,7 +91,7 @@ fn parse_source(text: &str) -> Result<PointSource, serde_json::Error> {
 /// Runs a Job's action; its result goes to standard output, as JSON.
 pub async fn run(command: JobCommand) -> Result<(), JobError> {
     match command {
-        JobCommand::Archive(args) => run_archive(args).await,
+        JobCommand::Archive(args) => run_archive(*args).await,
         JobCommand::Expire(ExpireArgs { target_file, handle }) => {
             let (host, target) = pools::open(None, &target_file, None).await?;
             expire(&host, &target, handle).await?;
