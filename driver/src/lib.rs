@@ -25,6 +25,7 @@ pub mod node;
 pub mod offload;
 pub mod owner;
 pub mod params;
+pub mod pool_metrics;
 pub mod pools;
 pub mod publication;
 pub mod registration;

@@ -125,6 +125,11 @@ impl Pools {
         })
     }
 
+    /// All pools by their local names, with those open that can be used now.
+    pub fn usable(&self) -> Vec<(String, Option<Arc<Pool>>)> {
+        self.set().entries().into_iter().map(|entry| (entry.name, entry.pool.ok())).collect()
+    }
+
     /// The pools for volumes that can be used now.
     pub fn for_volumes(&self) -> Vec<Arc<Pool>> {
         let usable = |entry: PoolEntry| match entry.kind {

@@ -37,6 +37,7 @@ use crate::owner::TlsFiles;
 use crate::owner::client::Owners;
 use crate::owner::server::{self, OwnerServerError};
 use crate::owner::service::OwnerService;
+use crate::pool_metrics::{PoolMetrics, VolumeMetrics};
 use crate::pools::Pools;
 use crate::registration::{self, RegistrationService};
 use crate::rpc;
@@ -100,6 +101,8 @@ pub async fn controller(args: ControllerArgs) -> Result<(), RunError> {
     let metrics = Metrics::default();
     let cache = Arc::new(MemoryCache::new(CHUNK_MEMORY_BYTES));
     let pools = Pools::new(&pools, Access::ReadWrite, cache, Env::system());
+    let counted = Box::new(PoolMetrics { pools: pools.clone() });
+    metrics.register(|registry| registry.register_collector(counted));
     let owners = Owners::new(tls_dir.map(TlsFiles::new));
     let storage = PooledStorage::new(pools.clone(), owners);
     let listener = sockets::bind(&sockets::path_of(&endpoint)?)?;
@@ -170,6 +173,11 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         endpoint,
         dirty_bytes,
     }));
+    let counted = (PoolMetrics { pools: pools.clone() }, VolumeMetrics { volumes: Arc::clone(&volumes) });
+    metrics.register(|registry| {
+        registry.register_collector(Box::new(counted.0));
+        registry.register_collector(Box::new(counted.1));
+    });
     volumes.adopt_all().await.map_err(RunError::Adopt)?;
 
     let records = Records::open(state_dir.join("mounts"))?;

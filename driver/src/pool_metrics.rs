@@ -1,0 +1,142 @@
+//! What goes to and from the stores, and what is open, as metrics.
+
+use std::fmt;
+use std::sync::Arc;
+
+use holdfast_engine::pool::RequestKind;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::node::open::OpenVolumes;
+use crate::pools::Pools;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    pool: String,
+    kind: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPool {
+    pool: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfVolume {
+    volume: String,
+}
+
+/// The requests that pools make of their stores.
+#[derive(Debug)]
+pub struct PoolMetrics {
+    /// The pools.
+    pub pools: Pools,
+}
+
+impl Collector for PoolMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let pools = self.pools.usable();
+        let mut usable =
+            encoder.encode_descriptor("pool_usable", "Whether a pool is open", None, MetricType::Gauge)?;
+        for (pool, open) in &pools {
+            let labels = OfPool { pool: pool.clone() };
+            ConstGauge::new(i64::from(open.is_some())).encode(usable.encode_family(&labels)?)?;
+        }
+        let counts = || {
+            pools.iter().filter_map(|(name, open)| Some((name, open.as_ref()?))).flat_map(|(name, pool)| {
+                RequestKind::ALL.map(|kind| {
+                    let labels = Request { pool: name.clone(), kind: kind.name().into() };
+                    (labels, pool.requests(kind))
+                })
+            })
+        };
+        let help = "Requests made of stores, also failed ones";
+        let mut requests = encoder.encode_descriptor("store_requests", help, None, MetricType::Counter)?;
+        for (labels, counts) in counts() {
+            ConstCounter::new(counts.requests).encode(requests.encode_family(&labels)?)?;
+        }
+        let help = "Requests that a store did not answer, refused, or had no room for";
+        let mut failures =
+            encoder.encode_descriptor("store_request_failures", help, None, MetricType::Counter)?;
+        for (labels, counts) in counts() {
+            ConstCounter::new(counts.failures).encode(failures.encode_family(&labels)?)?;
+        }
+        let help = "Bytes of objects put into stores or read from them";
+        let mut bytes = encoder.encode_descriptor("store_object_bytes", help, None, MetricType::Counter)?;
+        for (labels, counts) in counts() {
+            ConstCounter::new(counts.bytes).encode(bytes.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The volumes that are open on a node.
+#[derive(Debug)]
+pub struct VolumeMetrics {
+    /// The volumes.
+    pub volumes: Arc<OpenVolumes>,
+}
+
+impl Collector for VolumeMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let volumes = self.volumes.all();
+        let help = "Bytes written to a volume that are not yet in the store";
+        let mut dirty = encoder.encode_descriptor("volume_dirty_bytes", help, None, MetricType::Gauge)?;
+        for volume in &volumes {
+            let Some(writer) = volume.writer() else { continue };
+            let labels = OfVolume { volume: volume.handle.to_string() };
+            ConstGauge::new(i64::try_from(writer.dirty_bytes()).unwrap_or(i64::MAX))
+                .encode(dirty.encode_family(&labels)?)?;
+        }
+        let help = "Whether a volume's session is over and all its I/O fails";
+        let mut over = encoder.encode_descriptor("volume_over", help, None, MetricType::Gauge)?;
+        for volume in &volumes {
+            let labels = OfVolume { volume: volume.handle.to_string() };
+            let is_over = volume.writer().is_some_and(|writer| writer.check().is_err());
+            ConstGauge::new(i64::from(is_over)).encode(over.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_engine::cache::MemoryCache;
+    use holdfast_engine::env::Env;
+    use holdfast_engine::pool::Access;
+
+    use super::*;
+    use crate::args::PoolArgs;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn requests_are_counted_by_pool_and_kind() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = |name: &str| dir.path().join(name);
+        for name in ["pool", "pools"] {
+            std::fs::create_dir(place(name)).expect("made");
+        }
+        let text = format!("url: file://{}\n", place("pool").display());
+        std::fs::write(place("pools").join("default.yaml"), text).expect("written");
+        std::fs::write(place("pools").join("broken.yaml"), "colour: red\n").expect("written");
+        let args =
+            PoolArgs { pools_dir: place("pools"), targets_dir: place("targets"), file_roots: Vec::new() };
+        let cache = Arc::new(MemoryCache::new(1 << 20));
+        let pools = Pools::new(&args, Access::ReadWrite, cache, Env::system());
+        pools.load().await;
+
+        let metrics = Metrics::default();
+        metrics.register(|registry| registry.register_collector(Box::new(PoolMetrics { pools })));
+        let text = metrics.encode().expect("text");
+        for line in [r#"holdfast_pool_usable{pool="default"} 1"#, r#"holdfast_pool_usable{pool="broken"} 0"#]
+        {
+            assert!(text.contains(line), "{line} is missing in {text}");
+        }
+        let puts = r#"holdfast_store_requests_total{pool="default",kind="put"} "#;
+        let count = text.lines().find_map(|line| line.strip_prefix(puts)).expect(puts);
+        assert!(count.parse::<u64>().expect("a number") > 0);
+    }
+}
