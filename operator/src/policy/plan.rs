@@ -207,3 +207,184 @@ fn surplus(seen: &Observed, snapshots: &[&VolumeSnapshot], held: &BTreeSet<Strin
     };
     snapshots.iter().filter(|s| surplus(s) && !is_marker(s) && !is_held(s)).map(|s| s.name_any()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::observe::Archive;
+    use holdfast_api::jiff::tz::TimeZone;
+    use holdfast_api::schedule::Timetable;
+    use holdfast_api::{SnapshotPolicy, annotations, labels};
+    use serde_json::{Value, json};
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a timestamp")
+    }
+
+    /// The policy `gold` with an hourly schedule, two hours of retention and an archive; the claim `data`; 10:30.
+    fn scene(snapshots: Vec<Value>, archived: Vec<Value>) -> Observed {
+        let policy: SnapshotPolicy = serde_json::from_value(json!({
+            "metadata": {
+                "name": "gold", "namespace": "shop", "uid": "p", "creationTimestamp": "2026-11-01T00:00:00Z",
+            },
+            "spec": {
+                "selector": {}, "volumeSnapshotClassName": "holdfast",
+                "schedules": [{"name": "hourly", "cron": "0 * * * *", "startingDeadline": "45m"}],
+                "retention": {"hourly": 2},
+                "archive": {"targetName": "offsite", "schedules": ["hourly"]},
+            },
+        }))
+        .expect("a policy");
+        let now = at("2026-11-23T10:30:00Z");
+        let timetables =
+            policy.spec.schedules.iter().map(|schedule| {
+                (schedule.clone(), Timetable::parse(schedule, now).expect("a valid schedule"))
+            });
+        let read = |value| serde_json::from_value(value).expect("an object");
+        Observed {
+            timetables: timetables.collect(),
+            policy,
+            claims: vec![Claim {
+                name: "data".to_owned(),
+                created: at("2026-11-02T00:00:00Z"),
+                volume_name: "pv".to_owned(),
+                foreign_driver: None,
+            }],
+            snapshots: snapshots.into_iter().map(read).collect(),
+            archived: archived
+                .into_iter()
+                .map(|value| serde_json::from_value(value).expect("a point"))
+                .collect(),
+            class_usable: true,
+            archive: Some(Archive { usable: true, target_trouble: None }),
+            problems: Vec::new(),
+            zone: TimeZone::UTC,
+            cluster_uid: "here".to_owned(),
+            now,
+        }
+    }
+
+    fn snapshot(hour: &str, status: Value) -> Value {
+        let time = format!("2026-11-23T{hour}:00:00Z");
+        json!({
+            "metadata": {
+                "name": format!("s{hour}"), "namespace": "shop", "uid": format!("u{hour}"),
+                "creationTimestamp": time,
+                "labels": {labels::POLICY: "gold", labels::SCHEDULE: "hourly"},
+                "annotations": {annotations::SCHEDULED_AT: time},
+            },
+            "spec": {"source": {"persistentVolumeClaimName": "data"}},
+            "status": status,
+        })
+    }
+
+    fn ready(hour: &str) -> Value {
+        snapshot(hour, json!({"readyToUse": true, "creationTime": format!("2026-11-23T{hour}:00:00Z")}))
+    }
+
+    fn stuck(hour: &str) -> Value {
+        snapshot(hour, json!({"readyToUse": false, "error": {"message": "the store is full"}}))
+    }
+
+    /// The point made, or to be made, from the snapshot of that hour.
+    fn point(hour: &str, phase: &str) -> Value {
+        let uid = format!("u{hour}");
+        json!({
+            "metadata": {"name": names::archived("offsite", "here", &uid)},
+            "spec": {
+                "targetName": "offsite", "pointInTime": format!("2026-11-23T{hour}:00:00Z"),
+                "source": {"clusterUID": "here", "namespace": "shop", "claimName": "data"},
+                "origin": {"volumeSnapshotName": format!("s{hour}"), "uid": uid, "snapshotHandle": "h"},
+            },
+            "status": {"phase": phase},
+        })
+    }
+
+    fn archived_names(plan: &Plan) -> Vec<String> {
+        plan.archive.iter().map(|snapshot| snapshot.name_any()).collect()
+    }
+
+    #[test]
+    fn a_due_slot_is_taken_once() {
+        let due = plan(&scene(vec![ready("09")], vec![]));
+        assert_eq!(due.take.len(), 1);
+        assert_eq!(due.take[0].slot, at("2026-11-23T10:00:00Z"));
+        assert_eq!(due.next_run, Some(at("2026-11-23T11:00:00Z")));
+        assert!(plan(&scene(vec![ready("10")], vec![])).take.is_empty());
+    }
+
+    #[test]
+    fn a_volume_whose_snapshots_do_not_become_ready_gets_no_more_and_says_why() {
+        let two = plan(&scene(vec![stuck("08"), stuck("09")], vec![]));
+        assert_eq!(two.take.len(), 1);
+        let three = plan(&scene(vec![stuck("07"), stuck("08"), stuck("09")], vec![]));
+        assert!(three.take.is_empty());
+        assert_eq!(three.held["data"], "3 snapshots wait to become ready: the store is full");
+    }
+
+    #[test]
+    fn a_volume_of_another_driver_and_a_run_too_late_are_told() {
+        let mut seen = scene(vec![], vec![]);
+        seen.claims[0].foreign_driver = Some("ebs.csi.aws.com".to_owned());
+        let foreign = plan(&seen);
+        assert!(foreign.take.is_empty());
+        assert_eq!(foreign.held["data"], "its volume is of driver ebs.csi.aws.com");
+
+        let mut seen = scene(vec![], vec![]);
+        seen.now = at("2026-11-23T10:50:00Z");
+        let late = plan(&seen);
+        assert!(late.take.is_empty());
+        assert!(late.held["data"].contains("past its starting deadline"), "{:?}", late.held);
+    }
+
+    #[test]
+    fn a_suspended_policy_takes_nothing_but_goes_on_thinning_out() {
+        let hours = ["05", "06", "07", "08"];
+        let points = hours.iter().map(|hour| point(hour, "Complete")).collect();
+        let mut seen = scene(hours.iter().map(|hour| ready(hour)).collect(), points);
+        seen.policy.spec.suspend = true;
+        let plan = plan(&seen);
+        assert!(plan.take.is_empty() && plan.next_run.is_none());
+        assert_eq!(plan.delete, ["s05", "s06"]);
+    }
+
+    #[test]
+    fn one_point_is_under_way_at_a_time_and_then_only_the_newest_follows() {
+        let snapshots = || vec![ready("08"), ready("09"), ready("10")];
+        let busy = plan(&scene(snapshots(), vec![point("08", "Archiving")]));
+        assert!(busy.archive.is_empty());
+        assert!(busy.delete.is_empty(), "08 is being read, 09 and 10 are within retention");
+        let free = plan(&scene(snapshots(), vec![point("08", "Complete")]));
+        assert_eq!(archived_names(&free), ["s10"], "09 is passed over");
+        let failed = plan(&scene(snapshots(), vec![point("09", "Failed")]));
+        assert_eq!(archived_names(&failed), ["s10"], "a newer one does not wait for one that failed");
+        let done = plan(&scene(snapshots(), vec![point("10", "Failed")]));
+        assert!(done.archive.is_empty(), "the newest is tried again by its own controller");
+    }
+
+    #[test]
+    fn a_point_that_failed_is_forgotten_once_a_newer_one_is_complete() {
+        let old = names::archived("offsite", "here", "u08");
+        let seen = scene(vec![ready("10")], vec![point("08", "Failed"), point("10", "Complete")]);
+        assert_eq!(plan(&seen).forget, [old]);
+        let seen = scene(vec![ready("10")], vec![point("08", "Failed"), point("10", "Archiving")]);
+        assert!(plan(&seen).forget.is_empty());
+    }
+
+    #[test]
+    fn the_newest_snapshot_of_each_schedule_stays_as_the_mark_of_its_slot() {
+        let mut weekly = ready("04");
+        weekly["metadata"]["labels"][labels::SCHEDULE] = json!("weekly");
+        let mut seen = scene(vec![weekly, ready("07"), ready("08"), ready("09"), ready("10")], vec![]);
+        seen.policy.spec.archive = None;
+        assert_eq!(plan(&seen).delete, ["s07", "s08"], "04 would be taken again at once if it went");
+    }
+
+    #[test]
+    fn snapshots_that_failed_go_a_day_after_a_newer_one_is_ready() {
+        let mut seen = scene(vec![stuck("08"), ready("10")], vec![point("10", "Complete")]);
+        assert!(plan(&seen).delete.is_empty());
+        seen.now = at("2026-11-24T08:30:00Z");
+        assert_eq!(plan(&seen).delete, ["s08"]);
+    }
+}
