@@ -308,7 +308,7 @@ impl ApiServer {
         Response::new(Body::from_stream(events))
     }
 
-    /// Waits until the objects look as expected; panics after half a minute.
+    /// Waits until the objects look as expected; panics after two minutes.
     pub async fn until(&self, what: &str, expected: impl Fn(&Self) -> bool) {
         let mut changes = self.changes.subscribe();
         let wait = async {
@@ -316,7 +316,7 @@ impl ApiServer {
                 changes.changed().await.expect("the server is there");
             }
         };
-        let limit = std::time::Duration::from_secs(30);
+        let limit = std::time::Duration::from_secs(120);
         assert!(tokio::time::timeout(limit, wait).await.is_ok(), "waited in vain until {what}");
     }
 
