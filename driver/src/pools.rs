@@ -139,6 +139,12 @@ impl Pools {
         self.set().entries().into_iter().filter_map(usable).collect()
     }
 
+    /// The pools, archives too, that can be used now and written to.
+    pub fn writable(&self) -> Vec<Arc<Pool>> {
+        let pools = self.set().entries().into_iter().filter_map(|entry| entry.pool.ok());
+        pools.filter(|pool| pool.access() == Access::ReadWrite).collect()
+    }
+
     /// Whether a pool is an archive.
     pub fn is_archive(&self, id: PoolId) -> bool {
         self.set().entries().iter().any(|entry| {

@@ -22,7 +22,7 @@ use tonic::transport::Server;
 
 use crate::args::{CommonArgs, ControllerArgs, NodeArgs};
 use crate::controller::ControllerService;
-use crate::controller::pooled::PooledStorage;
+use crate::controller::pooled::{PooledStorage, tending};
 use crate::frontend::incarnation::IncarnationError;
 use crate::frontend::{FrontEnd, Incarnation};
 use crate::health::{self, HttpError};
@@ -118,6 +118,10 @@ pub async fn controller(args: ControllerArgs) -> Result<(), RunError> {
             },
             async {
                 pools.watch(None, &stop).await;
+                Ok(())
+            },
+            async {
+                tending::tend(&pools, &stop).await;
                 Ok(())
             },
         )

@@ -40,15 +40,17 @@ pub async fn collect_detached(
         Err(PublishError::Log(error)) => return Err(error.into()),
     };
     let outcome = rounds(log, grant, options, deadline).await;
+    if let Err(GcError::Volume(VolumeError::Over { .. }) | GcError::Open(OpenError::NotGranted { .. })) =
+        outcome
+    {
+        // Somebody else has taken the volume, perhaps another collector under the same grant.
+        return Ok(Detached::Attached);
+    }
     // Also after an error: a volume that nobody collects should not look held.
     let revoked = revoke(log, grant, deadline).await;
-    match outcome {
-        Err(GcError::Volume(VolumeError::Over { .. }) | GcError::Open(OpenError::NotGranted { .. })) => {
-            Ok(Detached::Attached)
-        }
-        Ok(round) => revoked.map(|()| Detached::Collected(round)).map_err(GcError::from),
-        Err(error) => Err(error),
-    }
+    let round = outcome?;
+    revoked?;
+    Ok(Detached::Collected(round))
 }
 
 async fn rounds(

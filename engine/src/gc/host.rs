@@ -12,6 +12,8 @@ use crate::ids::{ObjectId, VolumeId};
 use crate::pool::{Pool, layout};
 use crate::volume::{Limits, OpenOptions};
 
+/// Who holds the grant: always the same, so that whoever comes after a crash goes on under it.
+const COLLECTOR: &str = "collector";
 /// Bytes that a collecting session buffers: nobody writes in it.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -36,8 +38,7 @@ impl Host {
             lineage,
             limits: Limits { codec, ..limits },
         };
-        let collector = format!("collector-{}", ObjectId::random(&*log.env.entropy));
-        collect_detached(&log, &collector, options, deadline).await
+        collect_detached(&log, COLLECTOR, options, deadline).await
     }
 
     /// Removes a deleted volume that nothing needs; see [`reclaim`].
@@ -54,35 +55,40 @@ impl Host {
         }
     }
 
-    /// Removes all deleted volumes of a pool that nothing needs; answers how many. What fails is left for the next
-    /// time, with a warning.
-    pub async fn reclaim_deleted(&self, pool: &Arc<Pool>, deadline: Instant) -> Result<usize, GcError> {
-        let mut removed = 0;
-        let mut after: Option<VolumeId> = None;
-        while let Some(volume) = self.volume_after(pool, after, deadline).await? {
-            after = Some(volume);
-            let dead = match self.describe(pool, volume, deadline).await {
-                Ok((_, control)) => control.dead,
-                // Its creation goes on, or whoever repeats it cleans up.
-                Err(ControlError::NoSuchVolume { .. }) => false,
-                Err(error) => {
-                    tracing::warn!(%volume, %error, "cannot tell whether a volume is deleted");
-                    false
-                }
+    /// Does what a volume needs that no node has: removes it if it is deleted and nothing needs it, collects its garbage
+    /// if it changed since `seen`, which an earlier call has answered. Answers what it has seen; none if the volume is
+    /// gone.
+    pub async fn tend(
+        &self,
+        pool: &Arc<Pool>,
+        volume: VolumeId,
+        seen: Option<ObjectId>,
+        limits: Limits,
+        deadline: Instant,
+    ) -> Result<Option<ObjectId>, GcError> {
+        let control = match self.describe(pool, volume, deadline).await {
+            Ok((_, control)) => control,
+            // Its creation goes on, or whoever repeats it cleans up.
+            Err(ControlError::NoSuchVolume { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if control.dead {
+            return match self.reclaim(pool, volume, deadline).await {
+                Ok(()) => Ok(None),
+                Err(GcError::Needed { .. }) => Ok(Some(control.last)),
+                Err(error) => Err(error),
             };
-            if dead {
-                match self.reclaim(pool, volume, deadline).await {
-                    Ok(()) => removed += 1,
-                    Err(GcError::Needed { .. }) => {}
-                    Err(error) => tracing::warn!(%volume, %error, "a deleted volume is not removed yet"),
-                }
-            }
         }
-        Ok(removed)
+        if seen == Some(control.last)
+            || self.collect(pool, volume, limits, deadline).await? == Detached::Attached
+        {
+            return Ok(Some(control.last));
+        }
+        Ok(Some(self.describe(pool, volume, deadline).await?.1.last))
     }
 
-    /// The next volume of which something lies in the pool.
-    async fn volume_after(
+    /// The next volume of which something lies in the pool, also a deleted one.
+    pub async fn volume_after(
         &self,
         pool: &Pool,
         after: Option<VolumeId>,

@@ -255,7 +255,9 @@ mod tests {
         let broken =
             PoolConfig::parse("url: s3://b/p\ncredentials: {secretAccessKey: [SESAME]}\n").unwrap_err();
         assert!(!broken.to_string().contains("SESAME"), "{broken}");
-        for yaml in ["url: s3://ID:SESAME@b/p", "url: az://c/p?sig=SESAME", "SESAME", "url: SESAME", "url: [SESAME]"] {
+        for yaml in
+            ["url: s3://ID:SESAME@b/p", "url: az://c/p?sig=SESAME", "SESAME", "url: SESAME", "url: [SESAME]"]
+        {
             let error = PoolConfig::parse(yaml).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("SESAME"), "{yaml}: {error}");
         }

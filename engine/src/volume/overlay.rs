@@ -109,7 +109,8 @@ mod tests {
 
     /// A run whose every block is filled with `order`; order 0 mod 5 discards.
     fn run(lba: u64, blocks: u64, order: u64) -> Dirty {
-        let data = (!order.is_multiple_of(5)).then(|| Bytes::from(vec![order as u8; (blocks * BLOCK_BYTES) as usize]));
+        let data = (!order.is_multiple_of(5))
+            .then(|| Bytes::from(vec![order as u8; (blocks * BLOCK_BYTES) as usize]));
         Dirty { lba, blocks, data, order }
     }
 

@@ -6,10 +6,12 @@ use std::time::Duration;
 use holdfast_engine::buffer::{MemoryRegion, Ring};
 use holdfast_engine::cache::MemoryCache;
 use holdfast_engine::codec::DataKey;
+use holdfast_engine::gc::Collector;
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId, VolumeId};
 use holdfast_engine::lineage::{Lineage, Source};
 use holdfast_engine::log::Log;
 use holdfast_engine::map::{MapError, PageCache, VolumePages};
+use holdfast_engine::store::StoreError;
 use holdfast_engine::volume::{FetchError, Limits, OpenError, OpenOptions, Over, Volume, VolumeError};
 use tokio::time::{Instant, sleep};
 
@@ -68,6 +70,8 @@ impl Site {
             inline_bytes: chance.among(0..3) * (8 << 10),
             age: chance.delay(50..5_000),
             checkpoint_records: chance.among(1..12),
+            // The grace time is only the second line of defence: nothing may depend on it.
+            grace: if chance.hits(700) { Duration::ZERO } else { chance.delay(100..30_000) },
             ..Limits::default()
         }
     }
@@ -109,7 +113,7 @@ impl Site {
         let bytes = loop {
             match volume.read(0, BLOCKS * BLOCK_BYTES).await {
                 Ok(bytes) => break bytes,
-                Err(error) if self.goes_on(name, "read", &error) => {}
+                Err(error) if self.goes_on(&volume, name, "read", &error) => {}
                 Err(error) => return Err(error.into()),
             }
         };
@@ -124,11 +128,23 @@ impl Site {
         Ok(session.map(|session| (volume, session)))
     }
 
+    fn is_reopened(&self, volume: &Volume) -> bool {
+        let log = self.log(&Arc::new(Process::new("the world".into())));
+        self.world.reopened_since(&log, volume.session())
+    }
+
     /// Whether a client goes on after an error. Errors that no failure of the store explains are violations.
-    pub fn goes_on(&self, name: &str, what: &str, error: &VolumeError) -> bool {
+    pub fn goes_on(&self, volume: &Volume, name: &str, what: &str, error: &VolumeError) -> bool {
         self.world.note(format_args!("{name} {what}: {error}"));
         let refuses = self.weather.refused > 0;
         match error {
+            // What a session that is over, and does not know it yet, still looks for may have been collected.
+            VolumeError::Read { reason: FetchError::Gone { .. }, .. } if self.is_reopened(volume) => {
+                return true;
+            }
+            VolumeError::Map { reason, .. }
+                if matches!(**reason, MapError::Store(StoreError::NotFound { .. }))
+                    && !self.is_reopened(volume) => {}
             VolumeError::Over { reason: Over::Superseded { .. } | Over::Fenced | Over::Closed, .. } => {
                 return false;
             }
@@ -176,9 +192,9 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
         }
     };
     let client = Client { site, place, volume: &volume, session };
-    let (writer, flusher) = (chance.fork(), chance.fork());
+    let (writer, flusher, collector) = (chance.fork(), chance.fork(), chance.fork());
     // Each ends when the session is over.
-    tokio::join!(biased; client.write(&writer), client.flush(&flusher));
+    tokio::join!(biased; client.write(&writer), client.flush(&flusher), client.collect(&collector));
 }
 
 /// What reads and writes an open volume.
@@ -224,7 +240,7 @@ impl Client<'_> {
             match outcome {
                 Ok(()) => self.model().answered(self.session),
                 Err(error) => {
-                    if !self.site.goes_on(self.name(), what, &error) || what != "read" {
+                    if !self.site.goes_on(self.volume, self.name(), what, &error) || what != "read" {
                         return;
                     }
                 }
@@ -266,9 +282,20 @@ impl Client<'_> {
             };
             match outcome {
                 Ok(()) => self.site.world.note(format_args!("{} is flushed", self.name())),
-                Err(error) if self.site.goes_on(self.name(), "flush", &error) => {}
+                Err(error) if self.site.goes_on(self.volume, self.name(), "flush", &error) => {}
                 Err(_) => return,
             }
+        }
+    }
+
+    /// Collects garbage.
+    async fn collect(&self, chance: &Chance) {
+        let mut collector = Collector::new(self.volume.clone());
+        while self.volume.check().is_ok() {
+            sleep(chance.delay(10..10_000)).await;
+            let round = collector.round().await;
+            self.place.process.live().await;
+            self.site.world.note(format_args!("{} collects: {round:?}", self.name()));
         }
     }
 }

@@ -1,13 +1,18 @@
 //! What happens to the volume: which node it is given to, what dies, and what is looked at in the end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::buffer::MemoryRegion;
 use holdfast_engine::control::{PublishError, describe, publish, unpublish};
-use holdfast_engine::ids::{BLOCK_BYTES, GrantId, SnapshotId};
+use holdfast_engine::gc::Collector;
+use holdfast_engine::ids::{BLOCK_BYTES, GrantId, ObjectId, SnapshotId};
 use holdfast_engine::log::{Control, Decision, GrantMode, Log, LogError, Op};
+use holdfast_engine::map::{MapError, MapView, live_blocks};
+use holdfast_engine::pool::layout;
 use holdfast_engine::snapshot;
+use holdfast_engine::volume::Volume;
 use tokio::time::{Instant, sleep};
 
 use crate::chance::Chance;
@@ -18,6 +23,8 @@ use crate::model::{BLOCKS, marks_in};
 use crate::process::Process;
 
 const NODES: [&str; 2] = ["a", "b"];
+/// Rounds after which no garbage is left: one finds it, one deletes it, and rewriting makes some anew.
+const ROUNDS: usize = 6;
 /// How long a controller tries.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -235,11 +242,51 @@ impl Director {
         self.memories += 1;
         let place = Place { process, memory: memory(), memory_number: self.memories };
         let opened = self.site.open(&place, grant, &self.chance).await;
-        let Some((volume, _)) = opened.map_err(|error| format!("open: {error}"))? else {
+        let Some((volume, session)) = opened.map_err(|error| format!("open: {error}"))? else {
             return Err("somebody has opened the volume who must not".into());
         };
         self.look_at_snapshots(&log).await?;
+        self.collect(&volume).await?;
+        // When everything that was late has come, nothing is left that nothing needs.
+        if round == 1 {
+            self.look_for_garbage(&log, &volume).await?;
+        }
+        let bytes = volume.read(0, BLOCKS * BLOCK_BYTES).await.map_err(|error| format!("read: {error}"))?;
+        if marks_in(&bytes, 0)? != self.site.model.expected(session) {
+            return Err("a block has changed while garbage was collected".into());
+        }
+        self.look_at_snapshots(&log).await?;
         volume.close().await.map_err(|error| format!("close: {error}"))
+    }
+
+    /// Collects until there is nothing left to do.
+    async fn collect(&self, volume: &Volume) -> Result<(), String> {
+        let mut collector = Collector::new(volume.clone());
+        for _ in 0..ROUNDS {
+            let round = collector.round().await.map_err(|error| format!("collect: {error}"))?;
+            self.note(format_args!("the witness collects: {round:?}"));
+            sleep(Duration::from_secs(60)).await;
+        }
+        Ok(())
+    }
+
+    /// Every segment in the store must be named by the head or by a snapshot.
+    async fn look_for_garbage(&self, log: &Log, volume: &Volume) -> Result<(), String> {
+        let failed = |error: MapError| format!("walk: {error}");
+        let mut needed: BTreeSet<ObjectId> = BTreeSet::new();
+        let head = volume.frozen().ok_or("no head")?;
+        needed.extend(live_blocks(&head).await.map_err(failed)?.into_keys().map(|segment| segment.id));
+        let control = describe(log, deadline()).await.map_err(|error| format!("describe: {error}"))?;
+        for id in control.snapshots.keys() {
+            let found =
+                snapshot::find(log, *id, deadline()).await.map_err(|error| format!("find: {error}"))?;
+            let view = MapView::from_stored(head.source().clone(), &found.map.map);
+            needed.extend(live_blocks(&view).await.map_err(failed)?.into_keys().map(|segment| segment.id));
+        }
+        let there = self.site.world.list(&layout::segments(log.volume)).into_keys();
+        let garbage: Vec<String> =
+            there.filter(|key| layout::object_id_in(key).is_none_or(|id| !needed.contains(&id))).collect();
+        if garbage.is_empty() { Ok(()) } else { Err(format!("garbage is left: {garbage:?}")) }
     }
 
     async fn look_at_snapshots(&self, log: &Log) -> Result<(), String> {

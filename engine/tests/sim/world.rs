@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
-use holdfast_engine::log::Log;
+use holdfast_engine::log::{Log, Op};
 use holdfast_engine::pool::layout;
 use holdfast_engine::store::{Listed, StoreError};
 use holdfast_engine::{codec, ids};
@@ -112,6 +112,18 @@ impl World {
                 (key.clone(), Listed { key: key.clone(), size_bytes, modified_ms: object.modified_ms })
             })
             .collect()
+    }
+
+    /// Whether somebody has opened the volume since the session `id` was opened, seen by somebody who sees everything.
+    pub fn reopened_since(&self, log: &Log, id: ids::SessionId) -> bool {
+        let Some(opened) = self.number_of(log, id) else { return false };
+        self.list(&layout::records(log.volume)).into_keys().any(|key| {
+            let later = layout::number_in(&key).filter(|number| *number > opened);
+            let decoded = later.zip(self.get(&key).ok()).and_then(|(number, body)| {
+                codec::decode_record(&body, log.volume, number, log.key.as_ref()).ok()
+            });
+            decoded.is_some_and(|found| found.record.ops.iter().any(|op| matches!(op, Op::Open { .. })))
+        })
     }
 
     /// Where in the log the record `id` lies, seen by somebody who sees everything.

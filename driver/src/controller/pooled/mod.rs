@@ -6,6 +6,7 @@
 mod listings;
 mod owned;
 mod snapshots;
+pub mod tending;
 mod volumes;
 
 use std::path::Path;

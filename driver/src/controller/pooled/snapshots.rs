@@ -6,6 +6,7 @@ use holdfast_engine::log::Snapshot;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::tending;
 use super::{PooledStorage, if_found};
 use crate::controller::storage::SnapshotInfo;
 use crate::handles::{SnapshotHandle, VolumeHandle};
@@ -89,6 +90,11 @@ impl PooledStorage {
                 .await
                 .map_err(status::control)?,
         }
-        found.pool.unbind_snapshot_name(&snapshot.name, volume.volume, deadline).await.map_err(status::pool)
+        let name = &snapshot.name;
+        found.pool.unbind_snapshot_name(name, volume.volume, deadline).await.map_err(status::pool)?;
+        if control.dead {
+            tending::reclaim_soon(self.host(), found.pool, volume.volume);
+        }
+        Ok(())
     }
 }

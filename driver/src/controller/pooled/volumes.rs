@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::PooledStorage;
+use super::tending;
 use crate::controller::storage::{NewVolume, Source, VolumeInfo};
 use crate::handles::{SnapshotHandle, VolumeHandle};
 use crate::status;
@@ -110,7 +111,9 @@ impl PooledStorage {
 
     pub(super) async fn delete(&self, volume: VolumeHandle, deadline: Instant) -> Result<(), Status> {
         let pool = self.pools.pool(volume.pool)?;
-        self.host().delete_volume(&pool, volume.volume, deadline).await.map_err(status::control)
+        self.host().delete_volume(&pool, volume.volume, deadline).await.map_err(status::control)?;
+        tending::reclaim_soon(self.host(), pool, volume.volume);
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use holdfast_engine::buffer::{DirtyBuffer, Ring};
 use holdfast_engine::env::Env;
+use holdfast_engine::gc::{Rhythm, maintain};
 use holdfast_engine::host::{HostError, OpenAs};
 use holdfast_engine::ids::VolumeId;
 use holdfast_engine::volume::{Fetcher, Hydration, Limits, OpenError, hydrate};
@@ -123,7 +124,8 @@ impl Parts {
     }
 }
 
-/// A served volume, whose data that lies in archives is copied from now on, behind the user's back.
+/// A served volume, whose garbage is collected and whose data that lies in archives is copied from now on, behind the
+/// user's back.
 fn assemble(
     handle: VolumeHandle,
     publication: Publication,
@@ -131,6 +133,13 @@ fn assemble(
     served: Served,
     foreign: BTreeSet<VolumeId>,
 ) -> OpenVolume {
+    if let Served::Writer(writer) = &served {
+        let writer = writer.clone();
+        tokio::spawn(async move {
+            let over = maintain(writer, Rhythm::default()).await;
+            tracing::debug!(volume = %handle, %over, "garbage is collected no longer");
+        });
+    }
     let done = foreign.is_empty();
     let (progress, hydration) = watch::channel(Hydration { done, ..Hydration::default() });
     if let (Served::Writer(writer), false) = (&served, done) {
