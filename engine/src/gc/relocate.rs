@@ -41,6 +41,10 @@ const SMALL_MIN: usize = 64;
 const SMALL_PART: u64 = 4;
 /// What stays unused at most, as a part of what is live.
 const SLACK_PART: u64 = 5;
+/// Bytes that a copy takes beyond the live ones, at most: of each chunk its entry in the table, a trailer and what it
+/// compresses worse alone; of each segment its envelope and the table's begin. So a copy never looks worth copying.
+const CHUNK_EXTRA_BYTES: u64 = 64;
+const SEGMENT_EXTRA_BYTES: u64 = 160;
 /// How long reading one table may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -80,6 +84,16 @@ pub(super) async fn relocate(volume: &Volume, swept: &Swept, written_bytes: u64)
     }
 }
 
+/// What a copy of the live data takes.
+fn copy_bytes(usage: &Usage) -> u64 {
+    usage.live_bytes + usage.extents * CHUNK_EXTRA_BYTES + SEGMENT_EXTRA_BYTES
+}
+
+/// What rewriting the segment gives back.
+fn spare_bytes(usage: &Usage) -> u64 {
+    usage.size_bytes.saturating_sub(copy_bytes(usage))
+}
+
 fn bytes(extent: &Extent) -> u64 {
     u64::from(extent.blocks) * BLOCK_BYTES
 }
@@ -96,13 +110,13 @@ fn choose(
     let mut segments: Vec<(&ObjectId, &Usage)> =
         needed.head.iter().filter(|(_, usage)| free(usage)).collect();
     let mut stored_bytes: u64 = segments.iter().map(|(_, usage)| usage.size_bytes).sum();
-    let live_bytes: u64 = segments.iter().map(|(_, usage)| usage.live_bytes).sum();
+    let live_bytes: u64 = segments.iter().map(|(_, usage)| copy_bytes(usage)).sum();
     let mut left_bytes = budget_bytes;
     let mut chosen = BTreeSet::new();
     let mut take = |id: &ObjectId, usage: &Usage, stored_bytes: &mut u64| {
         if usage.live_bytes <= left_bytes && chosen.insert(*id) {
             left_bytes -= usage.live_bytes;
-            *stored_bytes = stored_bytes.saturating_sub(usage.size_bytes.saturating_sub(usage.live_bytes));
+            *stored_bytes = stored_bytes.saturating_sub(spare_bytes(usage));
         }
     };
     let small = |usage: &Usage| usage.size_bytes < limits.segment_bytes / SMALL_PART;
@@ -113,7 +127,8 @@ fn choose(
         }
     }
     // In thousandths; the oldest first where they are equal.
-    segments.sort_by_key(|(_, usage)| (usage.live_bytes * 1000 / usage.size_bytes, usage.birth));
+    segments.retain(|(_, usage)| spare_bytes(usage) > 0);
+    segments.sort_by_key(|(_, usage)| (copy_bytes(usage) * 1000 / usage.size_bytes, usage.birth));
     for (id, usage) in segments {
         if stored_bytes <= live_bytes + live_bytes / SLACK_PART {
             break;
