@@ -9,12 +9,17 @@ const CAP_SYS_RESOURCE: u32 = 24;
 
 /// kind's configuration for this machine.
 pub(super) fn configuration(pool: &Path) -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    render(pool, !Path::new("/sys/fs/cgroup/cgroup.controllers").exists(), !may_lower_oom_score(&status))
+    render(pool, !Path::new("/sys/fs/cgroup/cgroup.controllers").exists(), is_confined())
 }
 
-/// Whether a process of ours may make itself a less likely victim of the OOM killer.
-fn may_lower_oom_score(status: &str) -> bool {
+/// Whether this machine withholds CAP_SYS_RESOURCE, so that nothing in a node can lower an OOM score or grow a mounted
+/// ext4.
+pub fn is_confined() -> bool {
+    !has_sys_resource(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+/// Whether a process with this /proc/PID/status has the capability.
+fn has_sys_resource(status: &str) -> bool {
     status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
@@ -82,8 +87,8 @@ mod tests {
 
     #[test]
     fn the_capability_is_read_from_the_effective_set() {
-        assert!(may_lower_oom_score("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
-        assert!(!may_lower_oom_score("CapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\n"));
-        assert!(!may_lower_oom_score(""));
+        assert!(has_sys_resource("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
+        assert!(!has_sys_resource("CapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\n"));
+        assert!(!has_sys_resource(""));
     }
 }

@@ -34,6 +34,7 @@ use crate::{
 };
 
 use configuration::configuration;
+pub use configuration::is_confined;
 use leftovers::Leftovers;
 
 const CREATE_LIMIT: Duration = Duration::from_secs(600);
