@@ -15,12 +15,9 @@ use crate::{
 /// Where Holdfast runs.
 pub const NAMESPACE: &str = "holdfast-system";
 const READY_LIMIT: Duration = Duration::from_secs(300);
-const WORKLOADS: [&str; 4] = [
-    "daemonset/holdfast-keeper",
-    "deployment/holdfast-operator",
-    "daemonset/holdfast-node",
-    "deployment/holdfast-controller",
-];
+/// The node plugin is ready only when it has found its keeper, whose rollout kubectl cannot tell (OnDelete).
+const WORKLOADS: [&str; 3] =
+    ["deployment/holdfast-operator", "daemonset/holdfast-node", "deployment/holdfast-controller"];
 
 /// Where volumes are kept.
 #[derive(Debug, Clone)]

@@ -52,7 +52,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// All scenarios, for `cargo xtask test`.
 pub fn all() -> Result<Tally> {
-    run_on(&prepared(Profile::Release)?, &SCENARIOS.iter().collect::<Vec<_>>())
+    run_on(&prepared(Profile::Dev)?, &SCENARIOS.iter().collect::<Vec<_>>())
 }
 
 /// A new cluster with Holdfast and what the scenarios run.

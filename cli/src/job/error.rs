@@ -50,6 +50,15 @@ pub enum JobError {
         /// Why.
         reason: std::io::Error,
     },
+    /// The API server did not answer.
+    #[error("the API server: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// Volumes are in use.
+    #[error("volumes are still attached: {volumes}; delete the pods that use them first")]
+    Attached {
+        /// Which, and where.
+        volumes: String,
+    },
     /// Points have blocks that cannot be read.
     #[error("{points} points are damaged")]
     Damaged {

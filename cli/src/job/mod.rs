@@ -7,6 +7,7 @@
 mod error;
 mod pools;
 mod progress;
+mod uninstall;
 
 use std::path::PathBuf;
 
@@ -25,6 +26,8 @@ pub enum JobCommand {
     Expire(ExpireArgs),
     /// Reads points of the target and checks every block.
     Verify(VerifyArgs),
+    /// Fails while a volume is attached somewhere: what `helm uninstall` asks first.
+    MayUninstall,
 }
 
 /// Arguments of `holdfast job archive`.
@@ -99,6 +102,7 @@ pub async fn run(command: JobCommand) -> Result<(), JobError> {
             Ok(())
         }
         JobCommand::Verify(args) => run_verify(args).await,
+        JobCommand::MayUninstall => uninstall::may_uninstall().await,
     }
 }
 

@@ -4,11 +4,14 @@
 //! attached to files of FUSE mounts that are gone. Which are ours is told by the device number of these mounts,
 //! read from the nodes' mount tables while they run; it is never guessed from a path.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::process::Cmd;
 
 use super::Cluster;
+
+/// A node that hangs is not waited for.
+const TABLES_LIMIT: Duration = Duration::from_secs(15);
 
 /// The loop devices that the volumes of a cluster use.
 pub(super) struct Leftovers {
@@ -23,6 +26,7 @@ impl Leftovers {
             let tables = cluster
                 .exec(&node)
                 .args(["sh", "-c", "cat /proc/[0-9]*/mountinfo 2>/dev/null"])
+                .limit(TABLES_LIMIT)
                 .cleanup()
                 .output();
             mounts.extend(tables.iter().flat_map(|tables| fuse_mounts(&tables.stdout)));

@@ -39,6 +39,7 @@ pub(super) fn check() -> Result<Tally> {
         "--no-fail-fast",
         "--package",
         "holdfast-engine",
+        "--test",
         "stores",
     ]))
 }
