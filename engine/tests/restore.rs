@@ -1,4 +1,5 @@
 //! From a volume to an archive and back, in another pool.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -105,7 +106,7 @@ impl Scene {
         (handle, seen)
     }
 
-    fn from_target(&self, handle: Handle) -> SourceSnapshot {
+    fn in_target(&self, handle: Handle) -> SourceSnapshot {
         SourceSnapshot {
             pool: Arc::clone(&self.target),
             volume: handle.volume,
@@ -164,7 +165,7 @@ async fn a_volume_comes_back_from_its_archive_after_everything_else_is_gone() {
     let verified = verify(&scene.host, &scene.target, point, &progress).await.unwrap();
     assert_eq!((verified.good_bytes, verified.damaged.len()), (16 * MIB + MIB / 2, 0));
 
-    let restored = scene.create("pvc-2", Some(scene.from_target(point))).await;
+    let restored = scene.create("pvc-2", Some(scene.in_target(point))).await;
     let volume = scene.open(restored).await;
     let check = async |volume: &Volume| {
         assert_eq!(volume.read(0, 3 * MIB).await.unwrap(), noise(1, 16 * MIB).slice(..3 * MIB as usize));
