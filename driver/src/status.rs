@@ -96,7 +96,6 @@ fn open_code(error: &OpenError) -> Code {
         OpenError::NoSuchVolume { .. } => Code::NotFound,
         OpenError::Log(error) => log_code(error),
         OpenError::Buffer(error) => buffer_code(error),
-        OpenError::Recommit(error) => volume_code(error),
     }
 }
 

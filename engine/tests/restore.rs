@@ -1,5 +1,6 @@
 //! From a volume to an archive and back, in another pool.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +13,13 @@ use holdfast_engine::archive::{
 use holdfast_engine::buffer::MemoryBuffer;
 use holdfast_engine::cache::MemoryCache;
 use holdfast_engine::codec::{Codec, UserKey};
-use holdfast_engine::control::{ControlError, CreateVolume, SourceSnapshot, publish, unpublish};
+use holdfast_engine::control::{
+    ControlError, CreateVolume, SourceSnapshot, publish, resize_detached, unpublish,
+};
 use holdfast_engine::env::Env;
 use holdfast_engine::host::{Host, OpenAs};
 use holdfast_engine::ids::{Handle, SnapshotId, VolumeId};
-use holdfast_engine::log::GrantMode;
+use holdfast_engine::log::{Control, Decision, GrantMode, Op};
 use holdfast_engine::map::PageCache;
 use holdfast_engine::pool::{Access, Pool, PoolKind, PoolSet};
 use holdfast_engine::store::{Memory, Store};
@@ -106,7 +109,7 @@ impl Scene {
         (handle, seen)
     }
 
-    fn in_target(&self, handle: Handle) -> SourceSnapshot {
+    fn archived(&self, handle: Handle) -> SourceSnapshot {
         SourceSnapshot {
             pool: Arc::clone(&self.target),
             volume: handle.volume,
@@ -165,7 +168,7 @@ async fn a_volume_comes_back_from_its_archive_after_everything_else_is_gone() {
     let verified = verify(&scene.host, &scene.target, point, &progress).await.unwrap();
     assert_eq!((verified.good_bytes, verified.damaged.len()), (16 * MIB + MIB / 2, 0));
 
-    let restored = scene.create("pvc-2", Some(scene.in_target(point))).await;
+    let restored = scene.create("pvc-2", Some(scene.archived(point))).await;
     let volume = scene.open(restored).await;
     let check = async |volume: &Volume| {
         assert_eq!(volume.read(0, 3 * MIB).await.unwrap(), noise(1, 16 * MIB).slice(..3 * MIB as usize));
@@ -282,4 +285,104 @@ async fn the_controller_snapshots_a_detached_volume_and_leaves_an_open_one_to_it
     scene.host.delete_snapshot(&scene.pool, id, snapshot, deadline()).await.unwrap();
     scene.host.delete_snapshot(&scene.pool, id, snapshot, deadline()).await.unwrap();
     scene.host.create_snapshot(&scene.pool, other, "s", deadline()).await.unwrap();
+}
+
+#[tokio::test]
+async fn hydration_lets_go_of_the_archive_and_not_of_a_parent_in_the_same_pool() {
+    let scene = Scene::new().await;
+    let id = scene.create("first", None).await;
+    let volume = scene.open(id).await;
+    volume.write(0, noise(1, 2 * MIB)).await.unwrap();
+    let snapshot = volume.snapshot("s", "").await.unwrap();
+    let (point, _) = scene.archive(id, snapshot, "point").await;
+    let restored = scene.create("restored", Some(scene.archived(point))).await;
+    let volume = scene.open(restored).await;
+    volume.write(2 * MIB, noise(2, 2 * MIB)).await.unwrap();
+    let cut = volume.snapshot("cut", "").await.unwrap();
+    let source = SourceSnapshot { pool: Arc::clone(&scene.pool), volume: restored, snapshot: cut };
+    let clone = scene.create("clone", Some(source)).await;
+
+    let volume = scene.open(clone).await;
+    let foreign = scene.host.foreign(&scene.pool, clone, deadline()).await.unwrap();
+    assert_eq!(foreign.iter().copied().collect::<Vec<_>>(), [point.volume]);
+    let (progress, seen) = watch::channel(Hydration::default());
+    hydrate(volume.clone(), foreign, 0, progress).await.unwrap();
+    assert!(seen.borrow().done);
+    assert_eq!(scene.host.release_pins(&scene.pool, clone, deadline()).await.unwrap(), 1);
+    let of_clone =
+        |pins: Vec<(VolumeId, SnapshotId)>| pins.into_iter().filter(|(by, _)| *by == clone).count();
+    assert_eq!(of_clone(scene.target.pins(point.volume, deadline()).await.unwrap()), 0);
+    assert_eq!(
+        of_clone(scene.pool.pins(restored, deadline()).await.unwrap()),
+        1,
+        "its parent has its blocks"
+    );
+    scene.detach(volume).await;
+    let volume = scene.open(clone).await;
+    assert_eq!(volume.read(0, 2 * MIB).await.unwrap(), noise(1, 2 * MIB));
+    assert_eq!(volume.read(2 * MIB, 2 * MIB).await.unwrap(), noise(2, 2 * MIB));
+}
+
+#[tokio::test]
+async fn snapshots_of_a_deleted_clone_keep_its_pins_when_its_name_is_used_again() {
+    let scene = Scene::new().await;
+    let id = scene.create("source", None).await;
+    let volume = scene.open(id).await;
+    volume.write(0, noise(1, MIB)).await.unwrap();
+    let snapshot = volume.snapshot("s", "").await.unwrap();
+    let source = SourceSnapshot { pool: Arc::clone(&scene.pool), volume: id, snapshot };
+    let child = scene.create("child", Some(source)).await;
+    let kept = scene.host.create_snapshot(&scene.pool, child, "kept", deadline()).await.unwrap();
+
+    // The controller dies between the record that deletes the volume and the freeing of its name.
+    let log = scene.host.log(&scene.pool, child, deadline()).await.unwrap();
+    let delete = |_: &Control| Ok(Decision::<()>::Append(vec![Op::Maintain, Op::Dead]));
+    log.decide(deadline(), delete).await.unwrap();
+    let again = scene.create("child", None).await;
+    assert_ne!(again, child);
+    assert_eq!(scene.pool.pins(id, deadline()).await.unwrap(), [(child, snapshot)]);
+    let reader = scene.host.snapshot_reader(&scene.pool, child, kept, deadline()).await.unwrap();
+    let mut out = vec![0; MIB as usize];
+    reader.read(0, 256, &mut out).await.unwrap();
+    assert_eq!(out, noise(1, MIB));
+}
+
+#[tokio::test]
+async fn a_maintenance_session_that_died_gives_way_to_what_is_asked_for() {
+    let scene = Scene::new().await;
+    let id = scene.create("v", None).await;
+    let log = scene.host.log(&scene.pool, id, deadline()).await.unwrap();
+    let died = async || {
+        let session = scene.host.maintain(&scene.pool, &log, deadline()).await.unwrap();
+        session.volume.abandon();
+        let (_, control) = scene.host.describe(&scene.pool, id, deadline()).await.unwrap();
+        assert!(control.session.is_some());
+    };
+    died().await;
+    let snapshot = scene.host.create_snapshot(&scene.pool, id, "s", deadline()).await.unwrap();
+    died().await;
+    resize_detached(&log, 2 * SIZE, deadline()).await.unwrap();
+    died().await;
+    scene.host.delete_snapshot(&scene.pool, id, snapshot, deadline()).await.unwrap();
+    let (_, control) = scene.host.describe(&scene.pool, id, deadline()).await.unwrap();
+    assert!(control.snapshots[&snapshot].deleted);
+    assert_eq!(control.size_bytes, 2 * SIZE);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_no_session_has_completed_survives_its_volume() {
+    let scene = Scene::new().await;
+    let id = scene.create("v", None).await;
+    let volume = scene.open(id).await;
+    volume.write(0, noise(1, MIB)).await.unwrap();
+    volume.close().await.unwrap();
+    // Granted and not open: the controller records the snapshot, and nobody writes its map.
+    let snapshot = scene.host.create_snapshot(&scene.pool, id, "s", deadline()).await.unwrap();
+    let log = scene.host.log(&scene.pool, id, deadline()).await.unwrap();
+    unpublish(&log, "node", deadline()).await.unwrap();
+    scene.host.delete_volume(&scene.pool, id, deadline()).await.unwrap();
+    let reader = scene.host.snapshot_reader(&scene.pool, id, snapshot, deadline()).await.unwrap();
+    let mut out = vec![0; MIB as usize];
+    reader.read(0, 256, &mut out).await.unwrap();
+    assert_eq!(out, noise(1, MIB));
 }

@@ -85,6 +85,10 @@ pub async fn expire(host: &Host, target: &Pool, handle: Handle) -> Result<(), Ar
     if control.snapshots.last_key_value().is_some_and(|(newest, _)| *newest == snapshot) {
         return Err(ArchiveError::Newest { handle });
     }
+    // A run is not interrupted for the sake of tidiness.
+    if control.session.is_some() {
+        return Err(ArchiveError::Busy { volume: handle.volume });
+    }
     match host.delete_snapshot(target, handle.volume, snapshot, deadline()).await {
         Err(ControlError::AskOwner { volume, .. }) => Err(ArchiveError::Busy { volume }),
         outcome => Ok(outcome?),

@@ -86,7 +86,9 @@ pub async fn archive(
     source_pool.put_pin(run.source.volume, snapshot, volume, target.id(), deadline()).await?;
 
     let (log, control) = host.describe(target, volume, deadline()).await?;
-    if let Some((point, _)) = control.snapshot_named(&run.point) {
+    if let Some((point, found)) = control.snapshot_named(&run.point)
+        && found.map.is_some()
+    {
         unpin_older(&source_pool, run.source.volume, volume, &control).await?;
         return Ok(handle(point));
     }
@@ -140,6 +142,11 @@ async fn copy(
 ) -> Result<SnapshotId, ArchiveError> {
     let archive = &session.volume;
     let control = archive.append(Vec::new(), false).await?.control;
+    if let Some((point, _)) = control.snapshot_named(&run.point) {
+        // An earlier run died after its record and before its checkpoint.
+        archive.append(Vec::new(), true).await?;
+        return Ok(point);
+    }
     if control.size_bytes < size_bytes {
         archive.resize(size_bytes).await?;
     }

@@ -113,13 +113,16 @@ impl Host {
         if !control.last.is_none() && !control.dead {
             return Ok(Standing::Exists);
         }
-        if control.last.is_none()
-            && let Put::Taken(found) = put_first(&log, Op::Dead, deadline).await?
-            && !found.ops.contains(&Op::Dead)
-        {
-            return Ok(Standing::Exists);
-        }
-        for Parent { pool: home, volume: parent, snapshot } in json.parents {
+        let given_up = if control.last.is_none() {
+            match put_first(&log, Op::Dead, deadline).await? {
+                Put::Taken(found) if !found.ops.contains(&Op::Dead) => return Ok(Standing::Exists),
+                Put::Done | Put::Taken(_) => true,
+            }
+        } else {
+            // One that existed and was deleted may have snapshots left, and those need its pins.
+            log.get(RecordNumber(1), deadline).await?.is_some_and(|first| first.ops.contains(&Op::Dead))
+        };
+        for Parent { pool: home, volume: parent, snapshot } in json.parents.into_iter().filter(|_| given_up) {
             if let Some(home) = self.pools.get(home) {
                 home.remove_pin(parent, snapshot, volume, deadline).await?;
             }
@@ -155,7 +158,11 @@ impl Host {
             codec: new.codec,
             parameters: new.parameters.clone(),
         };
-        pool.create_volume_json(volume, &description, deadline).await?;
+        let json = pool.create_volume_json(volume, &description, deadline).await?;
+        // Somebody else gives this creation up: its description names no pins that would be removed.
+        if json.parents != description.parents {
+            return Err(ControlError::Busy { volume });
+        }
         let log = self.log(pool, volume, deadline).await?;
         if let Some((source, state)) = source {
             self.pin(pool, volume, &origins, deadline).await?;
@@ -225,6 +232,9 @@ impl Host {
 
     /// Lets go of the ancestors that neither the head nor a snapshot of the volume names any more. Answers how many it
     /// let go.
+    ///
+    /// Both of the two newest roots must show that: while the first one was put, the owner may have cut a snapshot of
+    /// the map as it was before. The second one was begun later, and knows of that snapshot.
     pub async fn release_pins(
         &self,
         pool: &Pool,
@@ -236,10 +246,12 @@ impl Host {
             return Ok(0);
         }
         let log = self.log(pool, volume, deadline).await?;
-        let Some(newest) = log.newest_root(deadline).await? else { return Ok(0) };
-        let Some(root) = log.root(newest, deadline).await? else { return Ok(0) };
+        let mut named: Vec<Origin> = Vec::new();
+        for (number, _) in log.roots(deadline).await?.iter().rev().take(2) {
+            let Some(root) = log.root(*number, deadline).await? else { return Ok(0) };
+            named.extend(root.map.origins);
+        }
         let control = log.replay(&mut ControlOnly, deadline).await?.control;
-        let mut named: Vec<Origin> = root.map.origins;
         for snapshot in control.snapshots.values() {
             match snapshot.map {
                 Some(map) => named.extend(snapshot::read_map(&log, map, deadline).await?.map.origins),

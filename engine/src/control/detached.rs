@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::grants::{end_maintenance, refuse_open};
 use super::{ControlError, publish, revoke};
 use crate::buffer::MemoryBuffer;
 use crate::host::{Host, OpenAs};
@@ -74,10 +75,22 @@ impl Host {
         deadline: Instant,
     ) -> Result<SnapshotId, ControlError> {
         self.name_snapshot(pool, volume, name, deadline).await?;
-        let (log, control) = self.describe(pool, volume, deadline).await?;
-        if let Some((snapshot, found)) = control.snapshot_named(name)
-            && (found.map.is_some() || control.session.is_some())
-        {
+        let (log, mut control) = self.describe(pool, volume, deadline).await?;
+        let complete = |control: &Control| {
+            control
+                .snapshot_named(name)
+                .filter(|(_, found)| found.map.is_some())
+                .map(|(snapshot, _)| snapshot)
+        };
+        if let Some(snapshot) = complete(&control) {
+            return Ok(snapshot);
+        }
+        if end_maintenance(&log, &control, deadline).await? {
+            control = self.describe(pool, volume, deadline).await?.1;
+        }
+        // An owner is about to write the map of what it has cut.
+        let begun = control.session.as_ref().and_then(|_| control.snapshot_named(name));
+        if let Some(snapshot) = complete(&control).or(begun.map(|(snapshot, _)| snapshot)) {
             return Ok(snapshot);
         }
         if control.dead {
@@ -85,7 +98,7 @@ impl Host {
         }
         ask_owner(volume, &control)?;
         let granted = control.grant.as_ref().is_some_and(|grant| grant.mode == GrantMode::ReadWrite);
-        if granted || !control.readers.is_empty() {
+        if granted {
             self.record_snapshot(&log, name, deadline).await?;
             let control = log.replay(&mut ControlOnly, deadline).await?.control;
             let found = control.snapshot_named(name).map(|(snapshot, _)| snapshot);
@@ -115,7 +128,7 @@ impl Host {
     /// Opens a session under a maintenance grant, which gives way to any publish.
     pub async fn maintain(
         &self,
-        pool: &Arc<Pool>,
+        pool: &Pool,
         log: &Log,
         deadline: Instant,
     ) -> Result<Maintenance, ControlError> {
@@ -146,18 +159,21 @@ impl Host {
         snapshot: SnapshotId,
         deadline: Instant,
     ) -> Result<(), ControlError> {
-        let (log, control) = match self.describe(pool, volume, deadline).await {
+        let (log, mut control) = match self.describe(pool, volume, deadline).await {
             Err(ControlError::NoSuchVolume { .. }) => return Ok(()),
             found => found?,
         };
-        let Some(found) = control.snapshots.get(&snapshot) else { return Ok(()) };
+        let Some(found) = control.snapshots.get(&snapshot).cloned() else { return Ok(()) };
         if !found.deleted {
+            if end_maintenance(&log, &control, deadline).await? {
+                control = log.replay(&mut ControlOnly, deadline).await?.control;
+            }
             ask_owner(volume, &control)?;
             log.decide(deadline, |control| {
                 if control.live_snapshot(snapshot).is_err() {
                     return Ok(Decision::Answer(()));
                 }
-                super::grants::refuse_open(&log, control)?;
+                refuse_open(&log, control)?;
                 Ok(Decision::Append(vec![Op::Maintain, Op::DeleteSnapshot { snapshot }]))
             })
             .await?;
@@ -165,7 +181,8 @@ impl Host {
         Ok(pool.unbind_snapshot_name(&found.name, volume, deadline).await?)
     }
 
-    /// Deletes a volume that no node holds. Its snapshots stay; what nothing needs any more is reclaimed later.
+    /// Deletes a volume that no node holds. Its snapshots stay, and are completed first; what nothing needs any more is
+    /// reclaimed later.
     pub async fn delete_volume(
         &self,
         pool: &Pool,
@@ -177,6 +194,7 @@ impl Host {
             json => json?,
         };
         let log = self.log(pool, volume, deadline).await?;
+        self.complete_snapshots(pool, &log, deadline).await?;
         let mut holder = None;
         log.decide(deadline, |control| {
             holder = match (&control.grant, control.readers.first()) {
@@ -186,6 +204,10 @@ impl Host {
             };
             if control.last.is_none() || control.dead || holder.is_some() {
                 return Ok(Decision::Answer(()));
+            }
+            // A deleted volume is not opened any more, and only an opener can write a snapshot's map.
+            if !are_complete(control) {
+                return Err(LogError::Raced { volume });
             }
             // Maintenance gives way here too.
             let revoke = control.grant.iter().map(|grant| Op::Revoke { grant: grant.id });
@@ -205,6 +227,32 @@ impl Host {
         }
         Ok(pool.unbind_volume_name(&json.name, volume, deadline).await?)
     }
+
+    /// Writes the maps that snapshots of a volume which no node holds still lack.
+    async fn complete_snapshots(
+        &self,
+        pool: &Pool,
+        log: &Log,
+        deadline: Instant,
+    ) -> Result<(), ControlError> {
+        let control = log.replay(&mut ControlOnly, deadline).await?.control;
+        let held = control.grant.as_ref().is_some_and(|grant| grant.mode == GrantMode::ReadWrite)
+            || !control.readers.is_empty();
+        if held || control.dead || are_complete(&control) {
+            return Ok(());
+        }
+        end_maintenance(log, &control, deadline).await?;
+        let session = self.maintain(pool, log, deadline).await?;
+        let written = session.volume.append(Vec::new(), true).await;
+        session.end(deadline).await?;
+        written?;
+        Ok(())
+    }
+}
+
+/// Whether every snapshot has its map.
+fn are_complete(control: &Control) -> bool {
+    control.snapshots.values().all(|snapshot| snapshot.map.is_some())
 }
 
 /// A session under a maintenance grant.

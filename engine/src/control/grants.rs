@@ -4,6 +4,7 @@
 //! - Detaching fences: after [`unpublish`] has answered, no record of the node's session takes effect any more, whether
 //!   the node knows or not.
 //! - A publish that is repeated writes nothing and returns the same grant.
+//! - After [`unpublish`] has answered, no Grant for the node takes effect whose put was under way before.
 //! - An unpublish revokes only the grant that its first replay saw, so a late repetition cannot take away a later one.
 
 use tokio::time::Instant;
@@ -82,16 +83,17 @@ pub async fn publish(
     }
 }
 
-/// Takes the volume back from `node`. If another node holds it nothing is written; else a Revoke is appended, even with
-/// nothing to revoke: a Grant whose put timed out may still be on its way, and must find its place taken.
+/// Takes the volume back from `node`. If another node may write to it nothing is written; else a Revoke is appended,
+/// even with nothing to revoke: a Grant whose put timed out may still be on its way, and must find its place taken.
+/// Maintenance gives way to such a Grant, and readers stand next to one to read, so neither of them holds it off.
 pub async fn unpublish(log: &Log, node: &str, deadline: Instant) -> Result<(), LogError> {
     revoke_all(log, deadline, |control| {
         let of_node = |holder: &str| holder == node;
         let writer = control.grant.iter().filter(|grant| of_node(&grant.node)).map(|grant| grant.id);
         let readers = control.readers.iter().filter(|reader| of_node(&reader.node)).map(|reader| reader.id);
         let grants: Vec<GrantId> = writer.chain(readers).collect();
-        let others = control.grant.is_some() || !control.readers.is_empty();
-        if grants.is_empty() && others { None } else { Some(grants) }
+        let written = control.grant.as_ref().is_some_and(|grant| grant.mode == GrantMode::ReadWrite);
+        if grants.is_empty() && written { None } else { Some(grants) }
     })
     .await
 }
@@ -167,8 +169,29 @@ pub async fn describe(log: &Log, deadline: Instant) -> Result<Control, LogError>
     Ok(log.replay(&mut crate::log::ControlOnly, deadline).await?.control)
 }
 
-/// Grows a volume that no session has open.
+/// Takes back the maintenance grant that `control` shows; false if it shows none. Maintenance gives way to whatever is
+/// asked for: its owner can begin anew, and one that has died would be in the way until the volume is published.
+pub(super) async fn end_maintenance(
+    log: &Log,
+    control: &Control,
+    deadline: Instant,
+) -> Result<bool, LogError> {
+    match &control.grant {
+        Some(grant) if grant.mode == GrantMode::Maintenance => {
+            revoke(log, grant.id, deadline).await?;
+            Ok(true)
+        }
+        Some(_) | None => Ok(false),
+    }
+}
+
+/// Grows a volume that no node has open.
 pub async fn resize_detached(log: &Log, size_bytes: u64, deadline: Instant) -> Result<(), LogError> {
+    let control = describe(log, deadline).await?;
+    if control.size_bytes >= size_bytes {
+        return Ok(());
+    }
+    end_maintenance(log, &control, deadline).await?;
     log.decide(deadline, |control| {
         if control.size_bytes >= size_bytes {
             return Ok(Decision::Answer(()));

@@ -4,6 +4,11 @@
 //! - A root names only objects that are durable already.
 //! - No root passes a snapshot whose map is missing: the snapshot's map is written first, by the session that took the
 //!   snapshot or by the one whose replay found it missing.
+//!
+//! # Crash behaviour
+//! A checkpoint that failed may have put its root, or its put may still land: nobody can tell. So the number is not
+//! used again: the next attempt waits a while and then appends a record of its own, which also shows whether the
+//! session still owns the volume.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,13 +21,18 @@ use tokio::time::Instant;
 use super::{Limits, Over, random_id};
 use crate::codec;
 use crate::ids::{ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
-use crate::log::{Control, Log, LogError, Record};
-use crate::map::{Access, Checkpoint, Compactor, Map, MapView, Root, RunRef, SnapshotMap, StoredMap};
+use crate::log::{Control, Log, LogError, Record, Replayed};
+use crate::map::{
+    Access, Checkpoint, Compactor, Map, MapView, PageRef, Root, RunRef, SnapshotMap, StoredMap,
+};
 use crate::pool::layout;
 use crate::store::StoreError;
 
 /// How long a checkpoint tries to reach the store before it is given up; the next one does its work.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The pause after a checkpoint that failed, so that one which fails at once does not fill the store with pages.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// A checkpoint that is durable.
 #[derive(Debug)]
@@ -41,6 +51,10 @@ pub(super) struct Checkpointer {
     limits: Limits,
     /// The newest root that this session has built on or written.
     root: RecordNumber,
+    /// The highest number under which this session has begun to put a root.
+    tried: RecordNumber,
+    /// When to try again, after a failure.
+    retry_at: Option<Instant>,
     /// Records that took effect since.
     records: u64,
     /// Snapshots whose maps are not durable.
@@ -51,8 +65,6 @@ pub(super) struct Checkpointer {
     seen_after: RecordNumber,
     /// Those of the records seen that may never be deleted.
     kept: BTreeSet<RecordNumber>,
-    /// Whether the newest root names no ancestor.
-    pub(super) origins_forgotten: bool,
 }
 
 impl Checkpointer {
@@ -60,23 +72,23 @@ impl Checkpointer {
         log: Log,
         session: SessionId,
         limits: Limits,
-        root: RecordNumber,
-        kept: BTreeSet<RecordNumber>,
+        state: &Replayed,
         snapshots: BTreeMap<SnapshotId, MapView>,
     ) -> Self {
-        let (running, compactor) = (None, Compactor::default());
         Self {
             log,
             session,
             limits,
-            root,
-            records: 0,
+            root: state.base,
+            tried: state.base,
+            retry_at: None,
+            // What the next replay would read again.
+            records: state.next.0 - state.base.next().0,
             snapshots,
-            running,
-            compactor,
-            seen_after: root,
-            kept,
-            origins_forgotten: false,
+            running: None,
+            compactor: Compactor::default(),
+            seen_after: state.base,
+            kept: state.kept.iter().copied().collect(),
         }
     }
 
@@ -85,9 +97,15 @@ impl Checkpointer {
         self.root
     }
 
-    /// The newest root that this session knows of.
+    /// The newest root that may be this session's own, or that it has built on. Up to there the log is its own too, so
+    /// no later session's root can have a number that low.
     pub(super) fn newest_known(&self) -> RecordNumber {
-        self.root
+        self.root.max(self.tried)
+    }
+
+    /// When a checkpoint that failed is tried again.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
     }
 
     /// Snapshots whose maps are not durable, as views.
@@ -124,32 +142,45 @@ impl Checkpointer {
         self.snapshots.insert(snapshot, view);
     }
 
-    /// Starts a checkpoint as of the last record if one is due, or `wanted`, and none is running.
-    pub(super) fn start_if_due(
-        &mut self,
-        map: &Map,
-        control: &Control,
-        next: RecordNumber,
-        wanted: bool,
-        hydrated: bool,
-    ) {
-        let number = RecordNumber(next.0 - 1);
+    /// Whether to start a checkpoint now: one is due, or `wanted`, and none is running.
+    pub(super) fn is_due(&mut self, map: &Map, next: RecordNumber, wanted: bool) -> bool {
+        if self.running.is_some() || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        self.retry_at = None;
         let due = wanted
             || !self.snapshots.is_empty()
             || self.records >= self.limits.checkpoint_records
             || map.memory_bytes() >= self.limits.checkpoint_map_bytes;
-        if self.running.is_some() || !due || number <= self.root {
-            return;
-        }
+        due && next.0 - 1 > self.root.0
+    }
+
+    /// Whether a root of this session may lie under the number that a checkpoint would have now.
+    pub(super) fn was_tried(&self, next: RecordNumber) -> bool {
+        next.0 - 1 <= self.tried.0
+    }
+
+    /// Starts a checkpoint as of the last record. No block of the head lies in a segment of `hydrated` any more.
+    pub(super) fn start(
+        &mut self,
+        map: &Map,
+        control: &Control,
+        next: RecordNumber,
+        hydrated: &BTreeSet<VolumeId>,
+    ) {
+        let number = RecordNumber(next.0 - 1);
         self.records = 0;
+        self.tried = number;
+        let frozen = map.freeze();
+        let named = frozen.origins().iter().map(|origin| origin.volume);
         let work = Work {
             log: self.log.clone(),
             session: self.session,
             number,
             control: control.clone(),
-            frozen: map.freeze(),
+            forget: named.filter(|volume| hydrated.contains(volume)).collect(),
+            frozen,
             snapshots: self.snapshots.clone(),
-            hydrated,
         };
         self.running = Some(tokio::spawn(work.run(self.compactor.clone(), Instant::now() + PATIENCE)));
     }
@@ -159,17 +190,19 @@ impl Checkpointer {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let outcome = running.await;
         self.running = None;
-        match outcome {
+        let error = match outcome {
             Ok(Ok((done, compactor))) => {
                 self.compactor = compactor;
-                Ok(done)
+                return Ok(done);
             }
-            Ok(Err(error)) => Err(Arc::new(error)),
+            Ok(Err(error)) => error,
             Err(error) => {
-                let key = layout::root(self.log.volume, self.root);
-                Err(Arc::new(StoreError::Unavailable { key, reason: error.to_string() }.into()))
+                let key = layout::root(self.log.volume, self.tried);
+                StoreError::Unavailable { key, reason: error.to_string() }.into()
             }
-        }
+        };
+        self.retry_at = Some(Instant::now() + PAUSE);
+        Err(Arc::new(error))
     }
 
     /// Puts what a checkpoint has stored in the place of what it was made from.
@@ -178,13 +211,14 @@ impl Checkpointer {
             return Err(Over::Broken { reason: "a checkpoint does not fit the map it was made from".into() });
         }
         self.root = done.number;
-        self.origins_forgotten = done.stored.origins.is_empty();
         for (snapshot, map) in done.snapshots {
             self.snapshots.remove(&snapshot);
             if let Some(found) = control.snapshots.get_mut(&snapshot) {
                 found.map.get_or_insert(map);
             }
         }
+        // One that is forgotten needs no map.
+        self.snapshots.retain(|snapshot, _| control.snapshots.contains_key(snapshot));
         Ok(())
     }
 }
@@ -197,8 +231,8 @@ struct Work {
     control: Control,
     frozen: MapView,
     snapshots: BTreeMap<SnapshotId, MapView>,
-    /// Whether the map may be written without its ancestors.
-    hydrated: bool,
+    /// Ancestors that the map names, and that it may be written without.
+    forget: BTreeSet<VolumeId>,
 }
 
 impl Work {
@@ -226,15 +260,15 @@ impl Work {
             snapshots.insert(*snapshot, id);
         }
         let mut map = stored(&written, &self.frozen)?;
-        if self.hydrated {
+        if !self.forget.is_empty() {
             compactor.request_full_merge();
         }
         let budget = Compactor::budget(written.pages());
         if let Some(compacted) = compactor.step(self.frozen.source(), &map, budget).await? {
             map = compacted.map;
         }
-        if self.hydrated && is_own(&self.frozen, &map, self.log.volume).await? {
-            map.origins.clear();
+        if !self.forget.is_empty() && !names_pages(&self.frozen, &map, &self.forget).await? {
+            map.origins.retain(|origin| !self.forget.contains(&origin.volume));
         }
         let root = Root {
             volume: self.log.volume,
@@ -257,29 +291,29 @@ impl Work {
     }
 }
 
-/// Whether every object that `map` names is the volume's own.
-async fn is_own(view: &MapView, map: &StoredMap, volume: VolumeId) -> Result<bool, LogError> {
+/// Whether `map` names pages or indexes of one of `volumes`.
+async fn names_pages(
+    view: &MapView,
+    map: &StoredMap,
+    volumes: &BTreeSet<VolumeId>,
+) -> Result<bool, LogError> {
+    let names = |pages: &[PageRef]| pages.iter().any(|page| volumes.contains(&page.volume));
     for run in &map.runs {
-        let own = match run {
-            RunRef::Pages(pages) => pages.iter().all(|page| page.volume == volume),
+        match run {
+            RunRef::Pages(pages) if names(pages) => return Ok(true),
+            RunRef::Pages(_) => {}
             RunRef::Indexed(indexes) => {
-                let mut own = indexes.iter().all(|index| index.volume == volume);
-                for index in indexes.iter().take_while(|index| index.volume == volume) {
-                    own &= view
-                        .source()
-                        .index(index, Access::Scan)
-                        .await?
-                        .iter()
-                        .all(|page| page.volume == volume);
+                for index in indexes {
+                    if volumes.contains(&index.volume)
+                        || names(&view.source().index(index, Access::Scan).await?)
+                    {
+                        return Ok(true);
+                    }
                 }
-                own
             }
-        };
-        if !own {
-            return Ok(false);
         }
     }
-    Ok(true)
+    Ok(false)
 }
 
 /// Puts an object that nobody else puts.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::batch::{self, Batch};
 use super::checkpoint::Checkpointer;
-use super::{Append, Appended, Cut, Over, Overlay, Request, Shared, VolumeError, random_id};
+use super::{Append, Appended, Cut, Limits, Over, Overlay, Request, Shared, VolumeError, random_id};
 use crate::codec;
 use crate::ids::{ObjectId, RecordNumber};
 use crate::log::{Control, Log, LogError, Op, Put, Record};
@@ -45,6 +45,16 @@ pub(super) struct Committer {
     pub(super) fence_seen: Instant,
 }
 
+/// Ends the session for those who wait also if the committer panics.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // The first reason stays.
+        self.0.end(Over::Broken { reason: "the task that commits its writes has failed".into() });
+    }
+}
+
 /// Why a commit did not happen.
 #[derive(Debug)]
 enum CommitError {
@@ -63,20 +73,22 @@ impl From<Over> for CommitError {
 impl Committer {
     /// Serves the session until it is over.
     pub(super) async fn run(mut self) {
-        let over = self.serve().await;
-        self.shared.board.end(over);
-        // Requests that wait fail now: their reply channels close with `self`.
+        let ending = Ending(Arc::clone(&self.shared));
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let over = self.serve(&mut waiting).await;
+        ending.0.end(over);
+        // Requests that wait fail now, with that reason: their reply channels close with `self` and `waiting`.
     }
 
-    async fn serve(&mut self) -> Over {
-        let mut waiting: Vec<Waiting> = Vec::new();
+    async fn serve(&mut self, waiting: &mut Vec<Waiting>) -> Over {
         let mut due: Option<Instant> = None;
         loop {
+            let wake = due.into_iter().chain(self.checkpointer.retry_at()).min();
             let request = tokio::select! {
                 biased;
                 over = self.shared.board.wait_over() => return over,
                 done = self.checkpointer.finished() => {
-                    if let Err(error) = self.checkpoint_done(done, &mut waiting) {
+                    if let Err(error) = self.checkpoint_done(done, waiting) {
                         return error;
                     }
                     None
@@ -87,10 +99,10 @@ impl Committer {
                     None => return Over::Closed,
                 },
                 () = self.shared.bell.notified() => None,
-                () = sleep_until(due) => None,
+                () = sleep_until(wake) => None,
             };
             let outcome = match request {
-                Some(Request::Append(append)) => self.serve_append(*append, &mut waiting).await,
+                Some(Request::Append(append)) => self.serve_append(*append, waiting).await,
                 Some(Request::Cut(reply)) => {
                     let _ = reply.send(self.cut());
                     Ok(())
@@ -105,12 +117,25 @@ impl Committer {
                 Err(CommitError::Over(over)) => return over,
             }
             if self.control.session.is_none() {
+                self.shared.closed.store(true, Ordering::Release);
                 return Over::Closed;
             }
-            let wanted = !waiting.is_empty();
-            let hydrated = self.shared.ownership().hydrated;
-            self.checkpointer.start_if_due(&self.map, &self.control, self.next, wanted, hydrated);
+            if let Err(CommitError::Over(over)) = self.checkpoint_if_due(!waiting.is_empty()).await {
+                return over;
+            }
         }
+    }
+
+    async fn checkpoint_if_due(&mut self, wanted: bool) -> Result<(), CommitError> {
+        if !self.checkpointer.is_due(&self.map, self.next, wanted) {
+            return Ok(());
+        }
+        if self.checkpointer.was_tried(self.next) {
+            self.commit(vec![Op::Noop], Batch::default()).await?;
+        }
+        let hydrated = self.shared.ownership().hydrated.clone();
+        self.checkpointer.start(&self.map, &self.control, self.next, &hydrated);
+        Ok(())
     }
 
     /// Whether what has gathered is to be committed now; else notes in `due` when it will be.
@@ -162,7 +187,7 @@ impl Committer {
                 Ok(())
             }
             Err(CommitError::Over(over)) => {
-                self.shared.board.end(over.clone());
+                self.shared.end(over.clone());
                 Err(CommitError::Over(over))
             }
         }
@@ -176,7 +201,6 @@ impl Committer {
         match done {
             Ok(done) => {
                 self.checkpointer.install(&self.map, &mut self.control, done)?;
-                self.shared.ownership().origins_forgotten = self.checkpointer.origins_forgotten;
                 let covers = self.checkpointer.covers();
                 let control = Arc::new(self.control.clone());
                 for Waiting { appended, reply } in
@@ -212,7 +236,9 @@ impl Committer {
             let number = RecordNumber(self.next.0 - 1);
             return Ok(Appended { number, control: Arc::new(self.control.clone()) });
         }
-        let batch = self.store_data(&sealed).await?.with(bulk);
+        // What a record carries itself comes behind its ops, and nothing may come behind a Close.
+        let inline_bytes = if ops.contains(&Op::Close) { 0 } else { self.shared.limits.inline_bytes };
+        let batch = self.store_data(&sealed, inline_bytes).await?.with(bulk);
         let record = self.append_record(&batch, &ops, last).await?;
         self.apply_to_map(&record).await?;
         self.shared.unlogged().sealed.drain(..sealed.len());
@@ -247,8 +273,8 @@ impl Committer {
         codec::encode_record(probe, None, None).map(|_| ()).map_err(refused)
     }
 
-    /// Puts a large batch into segments; leaves a small one to the record.
-    async fn store_data(&mut self, sealed: &[Arc<Overlay>]) -> Result<Batch, CommitError> {
+    /// Puts a batch into segments; leaves one of at most `inline_bytes` to the record.
+    async fn store_data(&mut self, sealed: &[Arc<Overlay>], inline_bytes: u64) -> Result<Batch, CommitError> {
         let mut all = Overlay::default();
         for layer in sealed {
             layer.iter().for_each(|run| all.insert(run.clone()));
@@ -256,7 +282,8 @@ impl Committer {
         let shared = &self.shared;
         let broken = |reason: codec::CodecError| Over::Broken { reason: reason.to_string() };
         let identity = (self.log.volume, shared.session);
-        let mut batch = batch::encode(&all, identity, &shared.limits, &self.log).map_err(broken)?;
+        let limits = Limits { inline_bytes, ..shared.limits.clone() };
+        let mut batch = batch::encode(&all, identity, &limits, &self.log).map_err(broken)?;
         shared.ownership().uploading.extend(batch.segments.iter().map(|segment| segment.id));
         let uploads = batch.segments.iter().map(|segment| {
             let key = layout::segment(self.log.volume, segment.id);

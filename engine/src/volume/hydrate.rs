@@ -44,7 +44,11 @@ pub async fn hydrate(
 ) -> Result<(), VolumeError> {
     let mut total_bytes = None;
     loop {
-        match pass(&volume, &foreign, bytes_per_second, &progress, &mut total_bytes).await {
+        let outcome = match pass(&volume, &foreign, bytes_per_second, &progress, &mut total_bytes).await {
+            Ok(true) => volume.forget_origins(&foreign).await.map(|()| true),
+            outcome => outcome,
+        };
+        match outcome {
             Ok(true) => break,
             Ok(false) => {}
             Err(error) => {
@@ -54,7 +58,6 @@ pub async fn hydrate(
             }
         }
     }
-    volume.forget_origins().await?;
     progress.send_modify(|progress| {
         *progress = Hydration { hydrated_bytes: progress.total_bytes, done: true, ..*progress }
     });

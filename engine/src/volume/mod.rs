@@ -17,8 +17,8 @@
 //!
 //! # Crash behaviour
 //! A crash leaves in the log a prefix of the batches, and in the dirty buffer every answered write that is not in it.
-//! The next session under the same grant commits those before it serves anything. Segments that no record names are
-//! garbage for the collector.
+//! The next session under the same grant serves those from the start and commits them with its first batch, before
+//! anything newer. Segments that no record names are garbage for the collector.
 
 mod batch;
 mod bulk;
@@ -34,7 +34,7 @@ mod read;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -145,10 +145,8 @@ struct Ownership {
     uploading: BTreeSet<ObjectId>,
     /// Runs that bulk writes are under way for, with how many.
     runs: BTreeMap<ObjectId, usize>,
-    /// No block of the head lies in an ancestor's segment any more.
-    hydrated: bool,
-    /// Neither does a durable root name an object of an ancestor.
-    origins_forgotten: bool,
+    /// Ancestors in whose segments no block of the head lies any more.
+    hydrated: BTreeSet<VolumeId>,
 }
 
 #[derive(Debug)]
@@ -165,8 +163,11 @@ struct Shared {
     bell: Notify,
     board: StatusBoard,
     reader: BlockReader,
-    /// Held by writes that touch part of a block, so that two of them cannot undo each other.
-    partial: tokio::sync::Mutex<()>,
+    /// Whether the session's Close is in the log.
+    closed: AtomicBool,
+    /// A write to part of a block holds it alone, from reading the block until the whole of it is in the buffer, and
+    /// would undo what comes between; all other mutations share it.
+    whole: tokio::sync::RwLock<()>,
 }
 
 /// A volume that this process has open, to read and write.
@@ -183,6 +184,13 @@ impl Shared {
 
     fn ownership(&self) -> MutexGuard<'_, Ownership> {
         self.ownership.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the session for all who look. No mutation is answered afterwards: what the buffer holds then is what a
+    /// successor finds.
+    fn end(&self, reason: Over) {
+        let _unlogged = self.unlogged();
+        self.board.end(reason);
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
@@ -278,9 +286,10 @@ impl Volume {
             return self.check();
         }
         if offset.is_multiple_of(BLOCK_BYTES) && (data.len() as u64).is_multiple_of(BLOCK_BYTES) {
+            let _whole = self.shared.whole.read().await;
             return self.mutate(Mutation::Write { offset, data }).await;
         }
-        let _partial = self.shared.partial.lock().await;
+        let _alone = self.shared.whole.write().await;
         let (from, to) = (offset / BLOCK_BYTES, (offset + data.len() as u64).div_ceil(BLOCK_BYTES));
         let mut whole = BytesMut::from(self.read_blocks(from, to).await?);
         let skip = (offset - from * BLOCK_BYTES) as usize;
@@ -297,17 +306,20 @@ impl Volume {
             return self.write(offset, BytesMut::zeroed(len as usize).freeze()).await;
         }
         self.write(offset, BytesMut::zeroed((first - offset) as usize).freeze()).await?;
-        self.mutate(Mutation::Discard { offset: first, len: last - first }).await?;
+        {
+            let _whole = self.shared.whole.read().await;
+            self.mutate(Mutation::Discard { offset: first, len: last - first }).await?;
+        }
         self.write(last, BytesMut::zeroed((offset + len - last) as usize).freeze()).await
     }
 
     async fn mutate(&self, mutation: Mutation) -> Result<(), VolumeError> {
         let shared = &self.shared;
         loop {
-            shared.board.check()?;
             let committed = shared.board.now().committed;
             {
                 let mut unlogged = shared.unlogged();
+                shared.board.check()?;
                 let room = unlogged.active.len() < RUNS_MAX;
                 match if room { shared.buffer.append(&mutation) } else { Err(BufferError::Full) } {
                     Ok(sequence) => {
@@ -367,11 +379,18 @@ impl Volume {
         }
     }
 
-    /// Checkpoints until the head's map names no object of an ancestor, which a walk must have shown possible, and
-    /// writes a root that says so.
-    async fn forget_origins(&self) -> Result<(), VolumeError> {
-        self.shared.ownership().hydrated = true;
-        while !self.shared.ownership().origins_forgotten {
+    /// Checkpoints until the two newest roots name no object of `ancestors`, which a walk must have shown possible. Other
+    /// ancestors stay what they are.
+    async fn forget_origins(&self, ancestors: &BTreeSet<VolumeId>) -> Result<(), VolumeError> {
+        self.shared.ownership().hydrated.extend(ancestors);
+        let names_some =
+            |view: MapView| view.origins().iter().any(|origin| ancestors.contains(&origin.volume));
+        let mut forgotten = false;
+        while self.frozen().is_some_and(names_some) {
+            self.append(vec![Op::Noop], true).await?;
+            forgotten = true;
+        }
+        if forgotten {
             self.append(vec![Op::Noop], true).await?;
         }
         Ok(())
@@ -412,16 +431,20 @@ impl Volume {
 
     /// Writes everything, checkpoints and ends the session. The volume cannot be used afterwards.
     pub async fn close(&self) -> Result<(), VolumeError> {
-        if let Over::Closed = self.shared.board.now().over.unwrap_or(Over::Fenced) {
-            return Ok(());
+        let closing = async {
+            self.append(Vec::new(), true).await?;
+            self.append(vec![Op::Close], false).await
+        };
+        match closing.await {
+            // By an earlier or a concurrent call.
+            Err(VolumeError::Over { .. }) if self.shared.closed.load(Ordering::Acquire) => Ok(()),
+            outcome => outcome.map(|_| ()),
         }
-        self.append(Vec::new(), true).await?;
-        self.append(vec![Op::Close], false).await.map(|_| ())
     }
 
     /// Drops the session without a word to the store, as a crash would: what is in the dirty buffer stays there.
     pub fn abandon(&self) {
-        self.shared.board.end(Over::Closed);
+        self.shared.end(Over::Closed);
     }
 
     /// Bytes answered and not yet in the log.

@@ -1,9 +1,14 @@
-//! Opening a volume: replay, Open, look again, re-commit what a predecessor has answered.
+//! Opening a volume: replay, Open, look again, take over what a predecessor has answered.
+//!
+//! # Guarantees
+//! What a predecessor has answered under the same grant, and the log does not have, is read from the first moment on
+//! and goes into the first batch. So the volume is served before that batch is in the log: its entries stand where the
+//! predecessor's unflushed writes stood, and a flush waits for them like for any others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -12,7 +17,7 @@ use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::read::{BlockReader, Blocks};
 use super::status::StatusBoard;
-use super::{Fetcher, Limits, Shared, Unlogged, Volume, VolumeError, random_id};
+use super::{Fetcher, Limits, Shared, Unlogged, Volume, random_id};
 use crate::buffer::{BufferError, DirtyBuffer};
 use crate::cache::ChunkCache;
 use crate::codec;
@@ -64,9 +69,6 @@ pub enum OpenError {
     /// The dirty buffer failed.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// What a predecessor had answered could not be committed.
-    #[error(transparent)]
-    Recommit(#[from] VolumeError),
 }
 
 /// Follows the map through a replay.
@@ -106,7 +108,7 @@ impl Sink for MapSink {
 
 impl Volume {
     /// Opens the volume of `log` for reading and writing, under a grant. What a predecessor of this process has
-    /// answered under the same grant, and the dirty buffer still has, is in the log when this returns.
+    /// answered under the same grant, and the dirty buffer still has, is on its way into the log when this returns.
     pub async fn open(log: Log, options: OpenOptions, deadline: Instant) -> Result<Self, OpenError> {
         let mut sink = MapSink::new(Arc::clone(&options.pages));
         let (session, state) = open_session(&log, &options, &mut sink, deadline).await?;
@@ -124,9 +126,8 @@ impl Volume {
 
         let map = Arc::new(sink.map);
         let fetcher = Fetcher::new(options.lineage, options.cache, log.env.clone());
-        let kept = state.kept.iter().copied().collect();
         let checkpointer =
-            Checkpointer::new(log.clone(), session, options.limits.clone(), state.base, kept, sink.snapshots);
+            Checkpointer::new(log.clone(), session, options.limits.clone(), &state, sink.snapshots);
         let shared = Arc::new(Shared {
             id: log.volume,
             log: log.clone(),
@@ -139,8 +140,10 @@ impl Volume {
             bell: Notify::new(),
             board: StatusBoard::new(log.volume, committed),
             reader: BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher),
-            partial: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
+            whole: tokio::sync::RwLock::new(()),
         });
+        shared.bell.notify_one();
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let committer = Committer {
             shared: Arc::clone(&shared),
@@ -154,9 +157,7 @@ impl Volume {
             fence_seen: Instant::now(),
         };
         tokio::spawn(committer.run());
-        let volume = Self { shared, requests };
-        volume.flush().await?;
-        Ok(volume)
+        Ok(Self { shared, requests })
     }
 }
 

@@ -19,6 +19,8 @@ use crate::log::{Control, ControlOnly, GrantMode, Put, Record};
 use crate::map::{PageCache, VolumePages};
 use crate::store::{Memory, Store};
 
+mod faults;
+
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
@@ -177,7 +179,8 @@ async fn layout_roots(scene: &Scene) -> Vec<String> {
 async fn a_small_flush_is_one_put() {
     let scene = Scene::new().await;
     let grant = scene.grant("a").await;
-    let volume = scene.open(grant).await;
+    let options = OpenOptions { limits: Limits::default(), ..scene.options(grant, buffer()) };
+    let volume = Volume::open(scene.log.clone(), options, deadline()).await.unwrap();
     let before = scene.keys("").await.len();
     volume.write(0, filled(7, 4096)).await.unwrap();
     volume.flush().await.unwrap();
@@ -215,6 +218,7 @@ async fn a_successor_commits_what_its_predecessor_answered() {
 
     let second = scene.open_with(grant, shared).await.unwrap();
     assert_eq!(second.read(0, 8192).await.unwrap(), [filled(1, 4096), filled(2, 4096)].concat());
+    second.flush().await.unwrap();
     // It is in the log: one with an empty buffer sees it too.
     second.abandon();
     let third = scene.open(grant).await;
@@ -362,4 +366,66 @@ async fn a_range_outside_the_volume_is_refused_until_it_has_grown() {
     volume.resize(2 * SIZE).await.unwrap();
     volume.write(SIZE, filled(1, 4096)).await.unwrap();
     assert!(matches!(volume.resize(SIZE).await, Err(VolumeError::Illegal { .. })));
+}
+
+#[tokio::test]
+async fn a_close_takes_along_what_is_written_meanwhile() {
+    let scene = Scene::new().await;
+    let grant = scene.grant("a").await;
+    let volume = scene.open(grant).await;
+    volume.write(0, filled(1, 4096)).await.unwrap();
+    volume.append(vec![Op::Close], false).await.unwrap();
+    assert!(scene.control().await.session.is_none());
+    volume.close().await.unwrap();
+    assert_eq!(scene.open(grant).await.read(0, 4096).await.unwrap(), filled(1, 4096));
+}
+
+#[tokio::test]
+async fn an_abandoned_volume_is_not_closed() {
+    let scene = Scene::new().await;
+    let volume = scene.open(scene.grant("a").await).await;
+    volume.write(0, filled(1, 4096)).await.unwrap();
+    volume.abandon();
+    assert!(matches!(volume.close().await, Err(VolumeError::Over { .. })));
+    assert!(matches!(volume.write(0, filled(2, 4096)).await, Err(VolumeError::Over { .. })));
+}
+
+/// A Grant to `node` whose put has timed out: where it may still land, and what lands there.
+async fn grant_under_way(scene: &Scene, node: &str, mode: GrantMode) -> (RecordNumber, ObjectId, Bytes) {
+    let state = scene.log.replay(&mut ControlOnly, deadline()).await.unwrap();
+    let id = random_id(&scene.log.env);
+    let record = Record {
+        volume: scene.log.volume,
+        number: state.next,
+        id,
+        session: ObjectId::NONE,
+        prev: state.control.last,
+        time_ms: 0,
+        buffer_complete: 0,
+        ops: vec![Op::Grant { node: node.into(), mode }],
+    };
+    let body = codec::encode_record(record, None, scene.log.key.as_ref()).unwrap().bytes;
+    (state.next, id, body)
+}
+
+#[tokio::test]
+async fn after_an_unpublish_no_grant_that_was_under_way_takes_effect() {
+    for (holder, mode) in [
+        (None, GrantMode::ReadWrite),
+        (Some(GrantMode::Maintenance), GrantMode::ReadWrite),
+        (Some(GrantMode::ReadOnly), GrantMode::ReadOnly),
+    ] {
+        let scene = Scene::new().await;
+        if let Some(held) = holder {
+            publish(&scene.log, "other", held, deadline()).await.unwrap();
+        }
+        let (number, id, body) = grant_under_way(&scene, "a", mode).await;
+        unpublish(&scene.log, "a", deadline()).await.unwrap();
+        let late = scene.log.put(number, id, body, deadline()).await.unwrap();
+        assert!(matches!(late, Put::Taken(_)), "{holder:?}: {late:?}");
+        let control = scene.control().await;
+        let held_by_a =
+            control.grant.iter().map(|grant| &grant.node).chain(control.readers.iter().map(|r| &r.node));
+        assert_eq!(held_by_a.filter(|node| *node == "a").count(), 0);
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! A block holds a *mark*: the number of the write that it comes from (0: zeros). Within a session, writes enter the log
 //! in order, so whatever becomes of the session, what is left of it is a *prefix* of its writes: at least all that were
-//! acknowledged (or answered, where the dirty buffer survives under the same grant), at most all that were begun.
+//! acknowledged (or answered, where the dirty buffer survives under the same grant), at most all that were begun. A
+//! session that takes over such a buffer goes on where its predecessor was: it shows those writes before they are in the
+//! log, and they may still get lost like any that nobody has flushed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -46,8 +48,9 @@ struct Session {
     grant: GrantId,
     /// Which memory its dirty buffer lies in.
     memory: usize,
-    /// What its opener saw.
+    /// What there was before its writes.
     base: Blocks,
+    /// Its writes, behind those that it took over.
     writes: Vec<(std::ops::Range<u64>, u64)>,
     answered: usize,
     acknowledged: usize,
@@ -148,6 +151,7 @@ impl Model {
                 return None;
             }
             let empty = vec![0; BLOCKS as usize];
+            let mut taken_over = None;
             match state.sessions.last_mut() {
                 Some(last) => {
                     let kept = last.grant == grant && last.memory == memory;
@@ -162,22 +166,27 @@ impl Model {
                         );
                         state.violations.push(violation);
                     }
+                    taken_over = last.left.filter(|_| kept).map(|left| {
+                        (last.base.clone(), last.writes[..left].to_vec(), last.acknowledged)
+                    });
                 }
                 None if blocks != empty => {
                     state.violations.push(format!("{name} finds data in an empty volume"));
                 }
                 None => {}
             }
-            let fenced = state.grants.get(&grant).is_some_and(|grant| grant.revoked).then_some(0);
+            let (base, writes, acknowledged) = taken_over.unwrap_or((blocks, Vec::new(), 0));
+            let revoked = state.grants.get(&grant).is_some_and(|grant| grant.revoked);
+            let fenced = revoked.then_some(writes.len());
             let session = Session {
                 name,
                 opened,
                 grant,
                 memory,
-                base: blocks,
-                writes: Vec::new(),
-                answered: 0,
-                acknowledged: 0,
+                base,
+                answered: writes.len(),
+                writes,
+                acknowledged,
                 left: None,
                 fenced,
             };
