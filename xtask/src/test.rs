@@ -53,7 +53,7 @@ const STAGES: &[Stage] = &[
         run: chart::check,
     },
     Stage { name: "unit", about: "unit, property and simulation tests", is_usual: true, run: code::unit },
-    Stage { name: "sanity", about: "the conformance suite of CSI", is_usual: false, run: conformance },
+    Stage { name: "sanity", about: "the conformance suite of CSI", is_usual: true, run: conformance },
     Stage {
         name: "stores",
         about: "the engine on real object stores",
