@@ -55,9 +55,9 @@ impl Host {
         }
     }
 
-    /// Does what a volume needs that no node has: removes it if it is deleted and nothing needs it, collects its garbage
-    /// if it changed since `seen`, which an earlier call has answered. Answers what it has seen; none if the volume is
-    /// gone.
+    /// Does what a volume needs from others than its owner: removes it if it is deleted and nothing needs it; if it
+    /// changed since `seen`, which an earlier call has answered, lets go of the ancestors that it names no more, and
+    /// collects its garbage unless a node has it. Answers what it has seen; none if the volume is gone.
     pub async fn tend(
         &self,
         pool: &Arc<Pool>,
@@ -79,9 +79,11 @@ impl Host {
                 Err(error) => Err(error),
             };
         }
-        if seen == Some(control.last)
-            || self.collect(pool, volume, limits, deadline).await? == Detached::Attached
-        {
+        if seen == Some(control.last) {
+            return Ok(seen);
+        }
+        self.release_pins(pool, volume, deadline).await?;
+        if self.collect(pool, volume, limits, deadline).await? == Detached::Attached {
             return Ok(Some(control.last));
         }
         Ok(Some(self.describe(pool, volume, deadline).await?.1.last))
