@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use holdfast_engine::buffer::{MemoryRegion, Ring};
 use holdfast_engine::cache::MemoryCache;
-use holdfast_engine::codec::DataKey;
-use holdfast_engine::gc::Collector;
-use holdfast_engine::ids::{BLOCK_BYTES, GrantId, VolumeId};
+use holdfast_engine::codec::{DataKey, UserKey};
+use holdfast_engine::gc::{self, Rhythm};
+use holdfast_engine::host::Host;
+use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
 use holdfast_engine::lineage::{Lineage, Source};
-use holdfast_engine::log::Log;
+use holdfast_engine::log::{Log, Op};
 use holdfast_engine::map::{MapError, PageCache, VolumePages};
+use holdfast_engine::pool::{Access, Pool, PoolError, PoolKind, PoolSet};
 use holdfast_engine::store::StoreError;
 use holdfast_engine::volume::{FetchError, Limits, OpenError, OpenOptions, Over, Volume, VolumeError};
 use tokio::time::{Instant, sleep};
@@ -35,8 +37,19 @@ pub struct Site {
     pub model: Model,
     pub volume: VolumeId,
     pub key: Option<DataKey>,
+    /// The key of the pool, if it is encrypted.
+    pub pool_key: Option<UserKey>,
     /// The weather that the run began with.
     pub weather: Faults,
+}
+
+/// A session.
+#[derive(Debug)]
+pub struct Opened {
+    pub volume: Volume,
+    pub session: SessionRef,
+    /// Where its Open lies in the log.
+    pub at: RecordNumber,
 }
 
 /// A node, as one of its processes finds it.
@@ -46,6 +59,20 @@ pub struct Place {
     pub memory: Arc<MemoryRegion>,
     /// Tells one memory from the one that a node gets when it has lost it.
     pub memory_number: usize,
+}
+
+/// What `process` brings to the volumes of the pool.
+pub async fn host(
+    world: &Arc<World>,
+    key: Option<&UserKey>,
+    process: &Arc<Process>,
+) -> Result<(Host, Arc<Pool>), PoolError> {
+    let store = SimStore { world: Arc::clone(world), process: Arc::clone(process) };
+    let env = chance::env(&world.chance, world.start);
+    let pool = Pool::over("pool", "simulated", Arc::new(store), key, Access::ReadWrite, env.clone()).await?;
+    let pools = PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env);
+    let (pages, cache) = (PageCache::new(64 << 10), MemoryCache::new(64 << 10));
+    Ok((Host { pools: Arc::new(pools), pages, cache: Arc::new(cache) }, pool))
 }
 
 impl Site {
@@ -82,7 +109,7 @@ impl Site {
         place: &Place,
         grant: GrantId,
         chance: &Chance,
-    ) -> Result<Option<(Volume, SessionRef)>, OpenError> {
+    ) -> Result<Option<Opened>, OpenError> {
         let log = self.log(&place.process);
         let (pages, lineage, cache) = self.sources(&log);
         let region = Mapped {
@@ -105,15 +132,15 @@ impl Site {
         if revoked {
             self.model.violation(format!("{name} opens the volume under a grant that was taken back"));
         }
-        let Some(opened) = self.world.number_of(&log, volume.session()) else {
-            self.model.violation(format!("{name}: the Open of its session is not in the log"));
+        let Some(opened) = self.world.number_of(volume.session()) else {
+            self.model.violation(format!("{name} has opened the volume, and its Open has no effect"));
             return Ok(None);
         };
         self.world.note(format_args!("{name} has opened the volume at {opened}"));
         let bytes = loop {
             match volume.read(0, BLOCKS * BLOCK_BYTES).await {
                 Ok(bytes) => break bytes,
-                Err(error) if self.goes_on(&volume, name, "read", &error) => {}
+                Err(error) if self.goes_on(name, opened, "read", &error) => {}
                 Err(_) => return Ok(None),
             }
         };
@@ -125,26 +152,16 @@ impl Site {
             }
         };
         let session = self.model.opened(name.clone(), opened, grant, place.memory_number, blocks);
-        Ok(session.map(|session| (volume, session)))
-    }
-
-    fn is_reopened(&self, volume: &Volume) -> bool {
-        let log = self.log(&Arc::new(Process::new("the world".into())));
-        self.world.reopened_since(&log, volume.session())
+        Ok(session.map(|session| Opened { volume, session, at: opened }))
     }
 
     /// Whether a client goes on after an error. Errors that no failure of the store explains are violations.
-    pub fn goes_on(&self, volume: &Volume, name: &str, what: &str, error: &VolumeError) -> bool {
+    pub fn goes_on(&self, name: &str, opened: RecordNumber, what: &str, error: &VolumeError) -> bool {
         self.world.note(format_args!("{name} {what}: {error}"));
         let refuses = self.weather.refused > 0;
+        // Whoever owns the volume now may have collected what this session still names, and does not know it yet.
+        let superseded = || self.world.ended_since(opened);
         match error {
-            // What a session that is over, and does not know it yet, still looks for may have been collected.
-            VolumeError::Read { reason: FetchError::Gone { .. }, .. } if self.is_reopened(volume) => {
-                return true;
-            }
-            VolumeError::Map { reason, .. }
-                if matches!(**reason, MapError::Store(StoreError::NotFound { .. }))
-                    && !self.is_reopened(volume) => {}
             VolumeError::Over { reason: Over::Superseded { .. } | Over::Fenced | Over::Closed, .. } => {
                 return false;
             }
@@ -153,7 +170,13 @@ impl Site {
             | VolumeError::Read { reason: FetchError::Store(_), .. }
             | VolumeError::Log { .. }
             | VolumeError::Store { .. } => return true,
-            VolumeError::Map { reason, .. } if matches!(**reason, MapError::Store(_)) => return true,
+            VolumeError::Map { reason, .. } if is_outage(reason) => return true,
+            VolumeError::Read { reason: FetchError::Gone { .. }, .. } | VolumeError::Map { .. }
+                if superseded() =>
+            {
+                return false;
+            }
+            VolumeError::Over { reason: Over::Broken { .. }, .. } if superseded() => return false,
             VolumeError::Over { .. }
             | VolumeError::Read { .. }
             | VolumeError::Map { .. }
@@ -164,6 +187,15 @@ impl Site {
         }
         self.model.violation(format!("{name} {what}: {error}"));
         false
+    }
+}
+
+/// Whether the map could not be read because of the weather.
+fn is_outage(error: &MapError) -> bool {
+    match error {
+        MapError::Store(StoreError::NotFound { .. }) => false,
+        MapError::Store(_) => true,
+        _ => false,
     }
 }
 
@@ -180,7 +212,7 @@ pub async fn serve(site: Arc<Site>, place: Place, grant: GrantId) {
 async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
     let chance = site.world.chance.fork();
     let name = &place.process.name;
-    let (volume, session) = match site.open(place, grant, &chance).await {
+    let Opened { volume, session, at } = match site.open(place, grant, &chance).await {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
         Err(error) => {
@@ -191,10 +223,11 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
             return;
         }
     };
-    let client = Client { site, place, volume: &volume, session };
-    let (writer, flusher, collector) = (chance.fork(), chance.fork(), chance.fork());
+    let client = Client { site, place, volume: &volume, session, at };
+    let (writer, flusher) = (chance.fork(), chance.fork());
+    let rhythm = Rhythm { bytes: chance.among(1..8) << 15, records: chance.among(2..24) };
     // Each ends when the session is over.
-    tokio::join!(biased; client.write(&writer), client.flush(&flusher), client.collect(&collector));
+    tokio::join!(biased; client.write(&writer), client.flush(&flusher), client.collect(rhythm));
 }
 
 /// What reads and writes an open volume.
@@ -203,9 +236,21 @@ struct Client<'a> {
     place: &'a Place,
     volume: &'a Volume,
     session: SessionRef,
+    at: RecordNumber,
 }
 
 impl Client<'_> {
+    fn goes_on(&self, what: &str, error: &VolumeError) -> bool {
+        self.site.goes_on(self.name(), self.at, what, error)
+    }
+
+    /// Collects garbage.
+    async fn collect(&self, rhythm: Rhythm) {
+        let over = gc::maintain(self.volume.clone(), rhythm).await;
+        self.place.process.live().await;
+        self.goes_on("collect", &over);
+    }
+
     fn name(&self) -> &str {
         &self.place.process.name
     }
@@ -240,7 +285,7 @@ impl Client<'_> {
             match outcome {
                 Ok(()) => self.model().answered(self.session),
                 Err(error) => {
-                    if !self.site.goes_on(self.volume, self.name(), what, &error) || what != "read" {
+                    if !self.goes_on(what, &error) || what != "read" {
                         return;
                     }
                 }
@@ -264,38 +309,41 @@ impl Client<'_> {
         }
     }
 
-    /// Flushes, and takes snapshots.
+    /// Flushes, takes snapshots and deletes them.
     async fn flush(&self, chance: &Chance) {
+        let mut taken: Vec<(SnapshotId, String)> = Vec::new();
         for number in 0.. {
             sleep(chance.delay(1..6_000)).await;
-            let outcome = if chance.hits(150) {
-                let name = format!("{}.{number}", self.name());
-                self.model().cut_begins(self.session, name.clone());
-                let taken = self.volume.snapshot(&name, "").await;
-                self.place.process.live().await;
-                taken.map(|_| self.model().cut_taken(self.session, &name))
-            } else {
-                let writes = self.model().count(self.session);
-                let flushed = self.volume.flush().await;
-                self.place.process.live().await;
-                flushed.map(|()| self.model().acknowledged(self.session, writes))
+            let outcome = match chance.among(0..20) {
+                0..3 => {
+                    let name = format!("{}.{number}", self.name());
+                    self.model().cut_begins(self.session, name.clone());
+                    let snapshot = self.volume.snapshot(&name, "").await;
+                    self.place.process.live().await;
+                    snapshot.map(|id| {
+                        self.model().cut_taken(self.session, &name, id);
+                        taken.push((id, name));
+                    })
+                }
+                3..5 if !taken.is_empty() => {
+                    let (snapshot, name) = taken.remove(chance.among(0..taken.len() as u64) as usize);
+                    self.model().cut_deleted(&name);
+                    let deleted = self.volume.append(vec![Op::DeleteSnapshot { snapshot }], false).await;
+                    self.site.world.note(format_args!("{name} is deleted: {}", deleted.is_ok()));
+                    deleted.map(|_| ())
+                }
+                _ => {
+                    let writes = self.model().count(self.session);
+                    let flushed = self.volume.flush().await;
+                    self.place.process.live().await;
+                    flushed.map(|()| self.model().acknowledged(self.session, writes))
+                }
             };
             match outcome {
                 Ok(()) => self.site.world.note(format_args!("{} is flushed", self.name())),
-                Err(error) if self.site.goes_on(self.volume, self.name(), "flush", &error) => {}
+                Err(error) if self.goes_on("flush", &error) => {}
                 Err(_) => return,
             }
-        }
-    }
-
-    /// Collects garbage.
-    async fn collect(&self, chance: &Chance) {
-        let mut collector = Collector::new(self.volume.clone());
-        while self.volume.check().is_ok() {
-            sleep(chance.delay(10..10_000)).await;
-            let round = collector.round().await;
-            self.place.process.live().await;
-            self.site.world.note(format_args!("{} collects: {round:?}", self.name()));
         }
     }
 }

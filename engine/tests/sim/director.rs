@@ -4,29 +4,33 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::buffer::MemoryRegion;
-use holdfast_engine::control::{PublishError, describe, publish, unpublish};
+use holdfast_engine::buffer::{MemoryBuffer, MemoryRegion};
+use holdfast_engine::control::{CreateVolume, PublishError, SourceSnapshot, describe, publish, unpublish};
 use holdfast_engine::gc::Collector;
-use holdfast_engine::ids::{BLOCK_BYTES, GrantId, ObjectId, SnapshotId};
-use holdfast_engine::log::{Control, Decision, GrantMode, Log, LogError, Op};
-use holdfast_engine::map::{MapError, MapView, live_blocks};
+use holdfast_engine::host::OpenAs;
+use holdfast_engine::ids::{BLOCK_BYTES, GrantId, SnapshotId, VolumeId};
+use holdfast_engine::log::{GrantMode, Log, LogError};
+use holdfast_engine::map::{MapView, live_blocks};
 use holdfast_engine::pool::layout;
 use holdfast_engine::snapshot;
-use holdfast_engine::volume::Volume;
+use holdfast_engine::volume::{Limits, Volume};
 use tokio::time::{Instant, sleep};
 
 use crate::chance::Chance;
-use crate::client::{Place, Site, serve};
+use crate::client::{Opened, Place, Site, host, serve};
 use crate::faults::Faults;
-use crate::memory::MEMORY_BYTES;
+use crate::memory::{self, MEMORY_BYTES};
 use crate::model::{BLOCKS, marks_in};
-use crate::process::Process;
+use crate::process::{Process, Trap};
+use crate::run::empty;
 
 const NODES: [&str; 2] = ["a", "b"];
-/// Rounds after which no garbage is left: one finds it, one deletes it, and rewriting makes some anew.
-const ROUNDS: usize = 6;
 /// How long a controller tries.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Rounds after which the collector has nothing left to do: rewriting makes new garbage, but less each time.
+const ROUNDS: usize = 20;
+/// How long a clone may take to be made.
+const CLONE_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A node.
 #[derive(Debug)]
@@ -47,10 +51,7 @@ pub struct Director {
     controllers: [Log; 2],
     lives: usize,
     memories: usize,
-}
-
-fn memory() -> Arc<MemoryRegion> {
-    Arc::new(MemoryRegion::new(MEMORY_BYTES))
+    clones: usize,
 }
 
 fn deadline() -> Instant {
@@ -65,6 +66,28 @@ async fn detach(site: &Site, log: &Log, node: &str) -> Result<(), LogError> {
     Ok(())
 }
 
+async fn make_clone(site: Arc<Site>, name: String, snapshot: SnapshotId, cut: String) {
+    let process = Arc::new(Process::new(name.clone()));
+    if site.world.chance.hits(500) {
+        process.set_trap("/pins/", Trap::Pause(site.world.chance.delay(100..120_000)));
+    }
+    let outcome = match host(&site.world, site.pool_key.as_ref(), &process).await {
+        Ok((host, pool)) => {
+            let source = SourceSnapshot { pool: Arc::clone(&pool), volume: site.volume, snapshot };
+            let new = CreateVolume { source: Some(source), ..empty(&name) };
+            host.create_volume(&pool, &new, Instant::now() + CLONE_PATIENCE).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(clone) => {
+            site.world.note(format_args!("{name} of {cut} is made"));
+            site.model.cloned(name, clone, cut);
+        }
+        Err(error) => site.world.note(format_args!("{name} of {cut} is not made: {error}")),
+    }
+}
+
 impl Director {
     pub fn new(site: Arc<Site>) -> Self {
         let chance = site.world.chance.fork();
@@ -72,25 +95,13 @@ impl Director {
             ["controller 1", "controller 2"].map(|name| site.log(&Arc::new(Process::new(name.into()))));
         let nodes = NODES.iter().enumerate().map(|(memory_number, name)| Node {
             name,
-            memory: memory(),
+            memory: memory::fresh(),
             memory_number,
             process: None,
             grant: None,
         });
         let nodes = nodes.collect();
-        Self { site, chance, nodes, controllers, lives: 0, memories: NODES.len() }
-    }
-
-    /// Creates the volume.
-    pub async fn create(&self) -> Result<(), LogError> {
-        let create = |control: &Control| {
-            Ok(if control.last.is_none() {
-                Decision::Append(vec![Op::Create { size_bytes: BLOCKS * BLOCK_BYTES }])
-            } else {
-                Decision::Answer(())
-            })
-        };
-        self.controllers[0].decide(deadline(), create).await.map(|_| ())
+        Self { site, chance, nodes, controllers, lives: 0, memories: NODES.len(), clones: 0 }
     }
 
     /// Lets things happen.
@@ -106,7 +117,7 @@ impl Director {
                 7 => self.race(node).await,
                 8..11 => self.restart(node),
                 11 => {
-                    self.nodes[node].memory = memory();
+                    self.nodes[node].memory = memory::fresh();
                     self.nodes[node].memory_number = self.memories;
                     self.memories += 1;
                     self.restart(node);
@@ -114,6 +125,7 @@ impl Director {
                 12..14 => self.doom(node),
                 14..16 => self.pause(node),
                 16 => self.detach(node).await,
+                17..20 => self.clone_snapshot(),
                 _ => {}
             }
             sleep(self.chance.delay(1..20_000)).await;
@@ -183,6 +195,10 @@ impl Director {
         let Some(grant) = *grant else { return };
         self.lives += 1;
         let life = Arc::new(Process::new(format!("{name}{}", self.lives)));
+        if self.chance.hits(200) {
+            // Before its Open, when it has looked at everything else.
+            life.set_trap("/log/", Trap::Pause(self.chance.delay(1_000..600_000)));
+        }
         *process = Some(Arc::clone(&life));
         let place = Place { process: life, memory: Arc::clone(memory), memory_number: *memory_number };
         tokio::spawn(serve(Arc::clone(&self.site), place, grant));
@@ -191,18 +207,33 @@ impl Director {
     /// The node's process will die soon, in the middle of something.
     fn doom(&self, node: usize) {
         let Some(process) = &self.nodes[node].process else { return };
-        if self.chance.hits(500) {
-            process.kill_at_call(self.chance.among(0..20));
-        } else {
-            process.kill_at_copy(self.chance.among(0..20));
+        match self.chance.among(0..3) {
+            0 => process.kill_at_call(self.chance.among(0..20)),
+            1 => process.kill_at_copy(self.chance.among(0..20)),
+            _ => process.set_trap("/log/", Trap::Die(self.chance.delay(1..60_000))),
         }
+    }
+
+    /// Somebody begins to make a clone of one of the snapshots.
+    fn clone_snapshot(&mut self) {
+        let mut taken = self.site.model.taken();
+        if taken.is_empty() {
+            return;
+        }
+        let (snapshot, cut) = taken.swap_remove(self.chance.among(0..taken.len() as u64) as usize);
+        self.clones += 1;
+        tokio::spawn(make_clone(Arc::clone(&self.site), format!("clone {}", self.clones), snapshot, cut));
     }
 
     fn pause(&self, node: usize) {
         let Some(process) = &self.nodes[node].process else { return };
         let pause = self.chance.delay(100..2 * 3600 * 1000);
-        self.note(format_args!("{} is paused for {pause:?}", process.name));
-        process.pause_until(Instant::now() + pause);
+        if self.chance.hits(500) {
+            process.set_trap("/log/", Trap::Pause(pause));
+        } else {
+            self.note(format_args!("{} is paused for {pause:?}", process.name));
+            process.pause_until(Instant::now() + pause);
+        }
     }
 
     /// The weather clears up, and somebody new looks at the volume: at once, and again when everything that was late
@@ -240,81 +271,102 @@ impl Director {
         self.site.model.granted(grant, &name);
         let process = Arc::new(Process::new(name));
         self.memories += 1;
-        let place = Place { process, memory: memory(), memory_number: self.memories };
+        let place = Place { process, memory: memory::fresh(), memory_number: self.memories };
         let opened = self.site.open(&place, grant, &self.chance).await;
-        let Some((volume, session)) = opened.map_err(|error| format!("open: {error}"))? else {
+        let Some(Opened { volume, .. }) = opened.map_err(|error| format!("open: {error}"))? else {
             return Err("somebody has opened the volume who must not".into());
         };
-        self.look_at_snapshots(&log).await?;
-        self.collect(&volume).await?;
-        // When everything that was late has come, nothing is left that nothing needs.
+        let mut collector = Collector::new(volume.clone());
+        let mut at_rest = false;
+        for _ in 0..ROUNDS {
+            let collected = collector.round().await.map_err(|error| format!("collect: {error}"))?;
+            self.note(format_args!("the witness collects: {collected:?}"));
+            sleep(volume.limits().grace + Duration::from_secs(1)).await;
+            at_rest = collected.left == 0 && collected.moved_bytes == 0;
+            if at_rest {
+                break;
+            }
+        }
+        if !at_rest {
+            return Err(format!("the collector does not come to rest in {ROUNDS} rounds"));
+        }
+        // When everything that was late has come, nothing stays that nothing needs.
         if round == 1 {
             self.look_for_garbage(&log, &volume).await?;
         }
-        let bytes = volume.read(0, BLOCKS * BLOCK_BYTES).await.map_err(|error| format!("read: {error}"))?;
-        if marks_in(&bytes, 0)? != self.site.model.expected(session) {
-            return Err("a block has changed while garbage was collected".into());
-        }
         self.look_at_snapshots(&log).await?;
+        for (name, clone, cut) in self.site.model.clones() {
+            let looked = self.look_at_clone(&place.process, &name, clone, &cut).await;
+            looked.map_err(|what| format!("{name} of {cut}: {what}"))?;
+        }
         volume.close().await.map_err(|error| format!("close: {error}"))
     }
 
-    /// Collects until there is nothing left to do.
-    async fn collect(&self, volume: &Volume) -> Result<(), String> {
-        let mut collector = Collector::new(volume.clone());
-        for _ in 0..ROUNDS {
-            let round = collector.round().await.map_err(|error| format!("collect: {error}"))?;
-            self.note(format_args!("the witness collects: {round:?}"));
-            sleep(Duration::from_secs(60)).await;
-        }
-        Ok(())
-    }
-
-    /// Every segment in the store must be named by the head or by a snapshot.
+    /// Every segment in the store is named by the head or by a snapshot.
     async fn look_for_garbage(&self, log: &Log, volume: &Volume) -> Result<(), String> {
-        let failed = |error: MapError| format!("walk: {error}");
-        let mut needed: BTreeSet<ObjectId> = BTreeSet::new();
-        let head = volume.frozen().ok_or("no head")?;
-        needed.extend(live_blocks(&head).await.map_err(failed)?.into_keys().map(|segment| segment.id));
+        let head = volume.frozen().ok_or("an open volume has no head")?;
         let control = describe(log, deadline()).await.map_err(|error| format!("describe: {error}"))?;
+        let mut views = vec![head.clone()];
         for id in control.snapshots.keys() {
-            let found =
-                snapshot::find(log, *id, deadline()).await.map_err(|error| format!("find: {error}"))?;
-            let view = MapView::from_stored(head.source().clone(), &found.map.map);
-            needed.extend(live_blocks(&view).await.map_err(failed)?.into_keys().map(|segment| segment.id));
+            let found = snapshot::find(log, *id, deadline()).await;
+            let found = found.map_err(|error| format!("snapshot {id}: {error}"))?;
+            views.push(MapView::from_stored(Arc::clone(head.source()), &found.map.map));
+        }
+        let mut needed = BTreeSet::new();
+        for view in views {
+            let live = live_blocks(&view).await.map_err(|error| format!("walk: {error}"))?;
+            needed.extend(live.into_keys().map(|segment| segment.id));
         }
         let there = self.site.world.list(&layout::segments(log.volume)).into_keys();
-        let garbage: Vec<String> =
-            there.filter(|key| layout::object_id_in(key).is_none_or(|id| !needed.contains(&id))).collect();
-        if garbage.is_empty() { Ok(()) } else { Err(format!("garbage is left: {garbage:?}")) }
+        let is_needed = |key: &str| layout::object_id_in(key).is_some_and(|id| needed.contains(&id));
+        let garbage: Vec<String> = there.filter(|key| !is_needed(key)).collect();
+        if garbage.is_empty() { Ok(()) } else { Err(format!("garbage stays: {garbage:?}")) }
+    }
+
+    async fn look_at_clone(
+        &self,
+        process: &Arc<Process>,
+        name: &str,
+        clone: VolumeId,
+        cut: &str,
+    ) -> Result<(), String> {
+        let made = host(&self.site.world, self.site.pool_key.as_ref(), process).await;
+        let (host, pool) = made.map_err(|error| format!("pool: {error}"))?;
+        let log = host.log(&pool, clone, deadline()).await.map_err(|error| format!("log: {error}"))?;
+        let grant = publish(&log, &process.name, GrantMode::ReadWrite, deadline()).await;
+        let open = OpenAs {
+            grant: grant.map_err(|error| format!("publish: {error}"))?,
+            endpoint: String::new(),
+            buffer: Arc::new(MemoryBuffer::new(MEMORY_BYTES)),
+            limits: Limits::default(),
+        };
+        let volume =
+            host.open(&pool, clone, open, deadline()).await.map_err(|error| format!("open: {error}"))?;
+        let bytes = volume.read(0, BLOCKS * BLOCK_BYTES).await.map_err(|error| format!("read: {error}"))?;
+        self.site.model.check_cut(name, cut, &marks_in(&bytes, 0)?);
+        volume.close().await.map_err(|error| format!("close: {error}"))?;
+        unpublish(&log, &process.name, deadline()).await.map_err(|error| format!("unpublish: {error}"))
     }
 
     async fn look_at_snapshots(&self, log: &Log) -> Result<(), String> {
         let control = describe(log, deadline()).await.map_err(|error| format!("describe: {error}"))?;
-        let found: Vec<(SnapshotId, &str)> =
-            control.snapshots.iter().map(|(id, found)| (*id, found.name.as_str())).collect();
-        for name in self.site.model.taken() {
-            if found.iter().all(|(_, found)| *found != name) {
+        let live = control.snapshots.iter().filter(|(_, found)| !found.deleted);
+        let found: Vec<(SnapshotId, &str)> = live.map(|(id, found)| (*id, found.name.as_str())).collect();
+        let taken = self.site.model.taken();
+        for (id, name) in &taken {
+            if !found.contains(&(*id, name)) {
                 self.site.model.violation(format!("snapshot {name} is gone"));
             }
         }
         for (id, name) in found {
             let (pages, lineage, cache) = self.site.sources(log);
-            let reader = match snapshot::reader(log, id, pages, lineage, cache, deadline()).await {
-                Ok(reader) => reader,
-                // Taken by a session that died before its checkpoint; the session now open writes the map in time.
-                Err(snapshot::SnapshotError::Incomplete { .. })
-                    if !self.site.model.taken().iter().any(|taken| taken == name) =>
-                {
-                    continue;
-                }
-                Err(error) => return Err(format!("snapshot {name}: {error}")),
-            };
+            let reader = snapshot::reader(log, id, pages, lineage, cache, deadline()).await;
+            let reader = reader.map_err(|error| format!("snapshot {name}: {error}"))?;
             let mut bytes = vec![0; (BLOCKS * BLOCK_BYTES) as usize];
             let read = reader.read(0, BLOCKS, &mut bytes).await;
             read.map_err(|error| format!("snapshot {name}: {error}"))?;
             match marks_in(&bytes, 0) {
-                Ok(blocks) => self.site.model.check_cut(name, &blocks),
+                Ok(blocks) => self.site.model.check_cut("the map", name, &blocks),
                 Err(what) => self.site.model.violation(format!("snapshot {name}: {what}")),
             }
         }

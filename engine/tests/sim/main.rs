@@ -16,6 +16,7 @@ mod memory;
 mod model;
 mod process;
 mod run;
+mod scripted;
 mod store;
 mod world;
 

@@ -10,6 +10,11 @@ use crate::process::Process;
 /// Bytes of a node's dirty buffer: full now and then.
 pub const MEMORY_BYTES: usize = 1 << 20;
 
+/// A node's memory when nothing was ever written there.
+pub fn fresh() -> Arc<MemoryRegion> {
+    Arc::new(MemoryRegion::new(MEMORY_BYTES))
+}
+
 /// A node's memory, as one process reaches it: what it writes after its death, and part of what it writes in the
 /// moment of it, never gets there.
 #[derive(Debug)]

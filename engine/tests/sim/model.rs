@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber};
+use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
 
 /// The volume's size in blocks.
 pub const BLOCKS: u64 = 96;
@@ -30,6 +30,8 @@ struct State {
     /// The grants that were made, and of each whether it was taken back.
     grants: BTreeMap<GrantId, Grant>,
     cuts: Vec<Cut>,
+    /// Clones: their names, the volumes, and the snapshots that they were made of.
+    clones: Vec<(String, VolumeId, String)>,
     marks: u64,
     violations: Vec<String>,
 }
@@ -85,6 +87,10 @@ struct Cut {
     at_least: usize,
     /// The writes that it may hold, if it was answered; else any.
     at_most: Option<usize>,
+    /// What it is called by, if it was answered.
+    id: Option<SnapshotId>,
+    /// Whether somebody has asked to delete it.
+    deleted: bool,
 }
 
 /// A session, as its clients name it.
@@ -252,29 +258,54 @@ impl Model {
     pub fn cut_begins(&self, session: SessionRef, name: String) {
         self.with(|state| {
             let at_least = state.sessions[session.0].answered;
-            state.cuts.push(Cut { name, session: session.0, at_least, at_most: None });
+            state.cuts.push(Cut {
+                name,
+                session: session.0,
+                at_least,
+                at_most: None,
+                id: None,
+                deleted: false,
+            });
         });
     }
 
     /// It was taken.
-    pub fn cut_taken(&self, session: SessionRef, name: &str) {
+    pub fn cut_taken(&self, session: SessionRef, name: &str, id: SnapshotId) {
         let at_least = self.with(|state| {
             let begun = state.sessions[session.0].writes.len();
             let cut = state.cuts.iter_mut().find(|cut| cut.name == name).expect("it was asked for");
             cut.at_most = Some(begun);
+            cut.id = Some(id);
             cut.at_least
         });
         self.acknowledged(session, at_least);
     }
 
-    /// The names of the snapshots that were taken for sure.
-    pub fn taken(&self) -> Vec<String> {
-        let taken = |cut: &Cut| cut.at_most.is_some().then(|| cut.name.clone());
+    /// Somebody asks to delete it.
+    pub fn cut_deleted(&self, name: &str) {
+        self.with(|state| {
+            state.cuts.iter_mut().filter(|cut| cut.name == name).for_each(|cut| cut.deleted = true);
+        });
+    }
+
+    /// The snapshots that were taken for sure and that nobody has asked to delete.
+    pub fn taken(&self) -> Vec<(SnapshotId, String)> {
+        let taken = |cut: &Cut| Some((cut.id.filter(|_| !cut.deleted)?, cut.name.clone()));
         self.with(|state| state.cuts.iter().filter_map(taken).collect())
     }
 
-    /// Snapshot `name` shows `blocks`.
-    pub fn check_cut(&self, name: &str, blocks: &[u64]) {
+    /// A clone of snapshot `cut` was made.
+    pub fn cloned(&self, name: String, clone: VolumeId, cut: String) {
+        self.with(|state| state.clones.push((name, clone, cut)));
+    }
+
+    /// The clones that were made.
+    pub fn clones(&self) -> Vec<(String, VolumeId, String)> {
+        self.with(|state| state.clones.clone())
+    }
+
+    /// Snapshot `name`, or a clone of it, shows `blocks`.
+    pub fn check_cut(&self, who: &str, name: &str, blocks: &[u64]) {
         self.with(|state| {
             let Some(cut) = state.cuts.iter().find(|cut| cut.name == name) else {
                 return state.violations.push(format!("snapshot {name} was never asked for"));
@@ -284,7 +315,7 @@ impl Model {
             if session.prefix(cut.at_least..=most, blocks).is_none() {
                 let what = differences(&session.after(most.min(session.writes.len())), blocks);
                 let violation = format!(
-                    "snapshot {name} of {} holds no prefix of {}..={most} writes: {what}",
+                    "{who} of snapshot {name} of {} holds no prefix of {}..={most} writes: {what}",
                     session.name, cut.at_least
                 );
                 state.violations.push(violation);

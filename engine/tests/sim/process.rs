@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,6 +17,17 @@ pub struct Process {
     /// Writes to the dirty buffer's memory that it still lives to finish.
     copies_left: AtomicU64,
     paused_until: Mutex<Option<Instant>>,
+    /// What happens to it when it next puts an object whose key holds this text.
+    trap: Mutex<Option<(&'static str, Trap)>>,
+}
+
+/// What happens to a process at a certain put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    /// It is paused, and puts the object afterwards.
+    Pause(Duration),
+    /// It dies; the object is put after so long.
+    Die(Duration),
 }
 
 impl Process {
@@ -26,6 +38,7 @@ impl Process {
             calls_left: AtomicU64::new(u64::MAX),
             copies_left: AtomicU64::new(u64::MAX),
             paused_until: Mutex::default(),
+            trap: Mutex::default(),
         }
     }
 
@@ -64,6 +77,16 @@ impl Process {
 
     pub fn pause_until(&self, when: Instant) {
         *self.paused_until.lock().expect("no holder panics") = Some(when);
+    }
+
+    pub fn set_trap(&self, at: &'static str, trap: Trap) {
+        *self.trap.lock().expect("no holder panics") = Some((at, trap));
+    }
+
+    /// The trap that putting `key` springs.
+    pub fn spring(&self, key: &str) -> Option<Trap> {
+        let mut trap = self.trap.lock().expect("no holder panics");
+        trap.take_if(|(at, _)| key.contains(*at)).map(|(_, trap)| trap)
     }
 
     /// Begins a call to the store. Never returns in a dead process; late in a paused one.

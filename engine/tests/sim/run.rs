@@ -1,17 +1,22 @@
 //! Running seeds.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use holdfast_engine::codec::DataKey;
-use holdfast_engine::ids::VolumeId;
+use holdfast_engine::codec::{Codec, UserKey};
+use holdfast_engine::control::{ControlError, CreateVolume};
+use holdfast_engine::ids::BLOCK_BYTES;
+use tokio::time::Instant;
 
 use crate::chance::Chance;
-use crate::client::Site;
+use crate::client::{Site, host};
 use crate::director::Director;
 use crate::faults::Faults;
-use crate::model::Model;
+use crate::model::{BLOCKS, Model};
+use crate::process::Process;
 use crate::world::World;
 
 /// How many seeds are run unless somebody says otherwise: what is quick. `cargo xtask test` runs more.
@@ -61,20 +66,47 @@ pub fn run(seed: u64, prints: bool) -> Report {
 async fn live(seed: u64, prints: bool) -> Report {
     let chance = Chance::new(seed);
     let weather = Faults::choose(&chance);
-    let key = chance.hits(300).then(|| DataKey::random(&chance));
-    let volume = VolumeId::random(&chance);
+    let pool_key = chance.hits(300).then(|| UserKey::random(&chance));
     let world = Arc::new(World::new(chance, Faults::CALM, prints));
     let model = Model::default();
-    let site = Arc::new(Site { world: Arc::clone(&world), model: model.clone(), volume, key, weather });
-    let mut director = Director::new(site);
-    if let Err(error) = director.create().await {
-        model.violation(format!("the volume could not be created: {error}"));
+    match found(&world, pool_key, model.clone(), weather).await {
+        Ok(site) => {
+            let mut director = Director::new(Arc::new(site));
+            world.set_faults(weather);
+            director.run().await;
+            director.settle().await;
+        }
+        Err(error) => model.violation(format!("the volume could not be created: {error}")),
     }
-    world.set_faults(weather);
-    director.run().await;
-    director.settle().await;
     let (trace, events) = world.trace();
     Report { trace, events, violations: model.violations() }
+}
+
+/// Makes a pool and a volume in it.
+pub async fn found(
+    world: &Arc<World>,
+    pool_key: Option<UserKey>,
+    model: Model,
+    weather: Faults,
+) -> Result<Site, ControlError> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let founder = Arc::new(Process::new("founder".into()));
+    let (host, pool) = host(world, pool_key.as_ref(), &founder).await?;
+    let volume = host.create_volume(&pool, &empty("volume"), deadline).await?;
+    let key = pool.data_key(volume, deadline).await?;
+    world.watch(volume, key.clone());
+    Ok(Site { world: Arc::clone(world), model, volume, key, pool_key, weather })
+}
+
+/// A new volume.
+pub fn empty(name: &str) -> CreateVolume {
+    CreateVolume {
+        name: name.into(),
+        size_bytes: BLOCKS * BLOCK_BYTES,
+        source: None,
+        codec: Codec::Lz4,
+        parameters: BTreeMap::new(),
+    }
 }
 
 /// A number from the environment.

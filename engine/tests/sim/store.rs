@@ -6,10 +6,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_engine::store::{Listed, Store, StoreError};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::faults::{Fate, TIME_LIMIT};
-use crate::process::Process;
+use crate::process::{Process, Trap};
 use crate::world::World;
 
 /// A connection to the store.
@@ -95,6 +95,25 @@ impl SimStore {
 impl Store for SimStore {
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         let at = key.to_owned();
+        match self.process.spring(key) {
+            Some(Trap::Pause(pause)) => {
+                self.world.note(format_args!("{} is paused before {key} for {pause:?}", self.process.name));
+                self.process.pause_until(Instant::now() + pause);
+            }
+            Some(Trap::Die(after)) => {
+                self.world
+                    .note(format_args!("{} dies at {key}, which comes in {after:?}", self.process.name));
+                let world = Arc::clone(&self.world);
+                tokio::spawn(async move {
+                    sleep(after).await;
+                    // Nobody is left to hear of it.
+                    let _ = world.put(&at, &body);
+                });
+                self.process.kill();
+                return std::future::pending().await;
+            }
+            None => {}
+        }
         self.request("put", key, move |world| world.put(&at, &body)).await
     }
 

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
-use holdfast_engine::log::{Log, Op};
+use holdfast_engine::codec::{self, DataKey};
+use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
+use holdfast_engine::log::{Control, Op};
 use holdfast_engine::pool::layout;
 use holdfast_engine::store::{Listed, StoreError};
-use holdfast_engine::{codec, ids};
 use tokio::time::Instant;
 
 use crate::chance::{BEGINS_MS, Chance};
@@ -27,6 +28,39 @@ pub struct World {
     pub chance: Chance,
     pub start: Instant,
     trace: Mutex<Trace>,
+    truth: Mutex<Option<Truth>>,
+}
+
+/// What the log of a volume says, to somebody who has seen every record land, also those that are gone.
+#[derive(Debug)]
+struct Truth {
+    volume: VolumeId,
+    key: Option<DataKey>,
+    control: Control,
+    next: RecordNumber,
+    /// Where the records lie that took effect.
+    effective: BTreeMap<ObjectId, RecordNumber>,
+    /// Where the newest record lies that ended a session.
+    ended: RecordNumber,
+}
+
+impl Truth {
+    /// A record lands. At a number that was emptied, or on a state that it is not legal on, it is without effect.
+    fn landed(&mut self, number: RecordNumber, body: &Bytes) {
+        let decoded = codec::decode_record(body, self.volume, number, self.key.as_ref());
+        let record = decoded.expect("only the engine's own records land").record;
+        if number != self.next {
+            return;
+        }
+        self.next = number.next();
+        if self.control.apply(&record).is_ok() {
+            self.effective.insert(record.id, number);
+            let ends = |op: &Op| matches!(op, Op::Open { .. } | Op::Revoke { .. } | Op::Grant { .. });
+            if record.ops.iter().any(ends) {
+                self.ended = number;
+            }
+        }
+    }
 }
 
 /// A hash over everything that happened, in order.
@@ -46,6 +80,7 @@ impl World {
             chance,
             start: Instant::now(),
             trace: Mutex::new(trace),
+            truth: Mutex::default(),
         }
     }
 
@@ -88,6 +123,13 @@ impl World {
             }
             std::collections::btree_map::Entry::Vacant(place) => {
                 place.insert(Object { body: body.clone(), modified_ms });
+                let mut truth = self.truth.lock().expect("no holder panics");
+                if let Some(truth) = truth.as_mut()
+                    && key.starts_with(&layout::records(truth.volume))
+                    && let Some(number) = layout::number_in(key)
+                {
+                    truth.landed(number, body);
+                }
                 Ok(())
             }
         }
@@ -114,25 +156,27 @@ impl World {
             .collect()
     }
 
-    /// Whether somebody has opened the volume since the session `id` was opened, seen by somebody who sees everything.
-    pub fn reopened_since(&self, log: &Log, id: ids::SessionId) -> bool {
-        let Some(opened) = self.number_of(log, id) else { return false };
-        self.list(&layout::records(log.volume)).into_keys().any(|key| {
-            let later = layout::number_in(&key).filter(|number| *number > opened);
-            let decoded = later.zip(self.get(&key).ok()).and_then(|(number, body)| {
-                codec::decode_record(&body, log.volume, number, log.key.as_ref()).ok()
-            });
-            decoded.is_some_and(|found| found.record.ops.iter().any(|op| matches!(op, Op::Open { .. })))
-        })
+    /// From now on keeps track of a volume's log, of which everything is still there.
+    pub fn watch(&self, volume: VolumeId, key: Option<DataKey>) {
+        let (control, next) = (Control::default(), RecordNumber(1));
+        let mut truth =
+            Truth { volume, key, control, next, effective: BTreeMap::new(), ended: RecordNumber(0) };
+        for at in self.list(&layout::records(volume)).into_keys() {
+            if let (Some(number), Ok(body)) = (layout::number_in(&at), self.get(&at)) {
+                truth.landed(number, &body);
+            }
+        }
+        *self.truth.lock().expect("no holder panics") = Some(truth);
     }
 
-    /// Where in the log the record `id` lies, seen by somebody who sees everything.
-    pub fn number_of(&self, log: &Log, id: ids::ObjectId) -> Option<ids::RecordNumber> {
-        self.list(&layout::records(log.volume)).into_keys().find_map(|key| {
-            let number = layout::number_in(&key)?;
-            let body = self.get(&key).ok()?;
-            let found = codec::decode_record(&body, log.volume, number, log.key.as_ref()).ok()?;
-            (found.record.id == id).then_some(number)
-        })
+    /// Where in the log the record `id` lies, if it took effect.
+    pub fn number_of(&self, id: ObjectId) -> Option<RecordNumber> {
+        self.truth.lock().expect("no holder panics").as_ref()?.effective.get(&id).copied()
+    }
+
+    /// Whether somebody has opened the volume, or taken it back, after the Open at `number`.
+    pub fn ended_since(&self, number: RecordNumber) -> bool {
+        let truth = self.truth.lock().expect("no holder panics");
+        truth.as_ref().is_some_and(|truth| truth.ended > number)
     }
 }
