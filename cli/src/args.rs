@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::CliError;
-use crate::kubernetes::{restore, status};
+use crate::kubernetes::{browse, restore, status};
 use crate::output::Format;
 use crate::reach::Reach;
 use crate::{archive, inspect, job, pool, snapshot, volume};
@@ -32,6 +32,8 @@ enum Command {
     Status(status::Args),
     /// Restore a claim of a cluster from an archived point
     Restore(restore::Args),
+    /// Look into an archived point or a snapshot, and take single files out of it
+    Browse(browse::Args),
     /// What the operator's Jobs run
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -67,7 +69,8 @@ pub fn run() -> Result<(), CliError> {
         | Command::Archive(_)
         | Command::Inspect(_)
         | Command::Status(_)
-        | Command::Restore(_) => tracing::Level::ERROR,
+        | Command::Restore(_)
+        | Command::Browse(_) => tracing::Level::ERROR,
     };
     let filter =
         tracing_subscriber::EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
@@ -85,6 +88,7 @@ pub fn run() -> Result<(), CliError> {
             Command::Inspect(on) => inspect::run(&on.reach, on.output, on.what).await,
             Command::Status(args) => status::run(args).await,
             Command::Restore(args) => restore::run(args).await,
+            Command::Browse(args) => browse::run(args).await,
             Command::Job(command) => Ok(job::run(command).await?),
         }
     })

@@ -79,14 +79,57 @@ pub fn wait_for_rollout(cluster: &Cluster, workload: &str) -> Result<()> {
     Ok(())
 }
 
-/// Kills the node plugin on a node with SIGKILL. The kubelet starts it again.
-pub fn kill_node_plugin(cluster: &Cluster, node: &str) -> Result<()> {
-    cluster.exec(node).args(["pkill", "-KILL", "-f", "^holdfast-driver node "]).run()?;
-    Ok(())
+/// A process of Holdfast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// The node plugin.
+    NodePlugin,
+    /// The keeper.
+    Keeper,
+    /// The CSI controller.
+    Controller,
+    /// The operator.
+    Operator,
+    /// What a Job of the operator runs.
+    Job,
 }
 
-/// Kills the keeper on a node with SIGKILL. The kubelet starts it again.
-pub fn kill_keeper(cluster: &Cluster, node: &str) -> Result<()> {
-    cluster.exec(node).args(["pkill", "-KILL", "-f", "^holdfast-driver keeper "]).run()?;
-    Ok(())
+impl Process {
+    /// A regular expression that its command line matches.
+    fn pattern(self) -> &'static str {
+        match self {
+            Process::NodePlugin => "^holdfast-driver node ",
+            Process::Keeper => "^holdfast-driver keeper ",
+            Process::Controller => "^holdfast-driver controller ",
+            Process::Operator => "^holdfast-operator ",
+            Process::Job => "^holdfast job ",
+        }
+    }
+
+    /// Kills it with SIGKILL where it runs on a node, and says whether it did. Kubernetes starts it again.
+    pub fn kill(self, cluster: &Cluster, node: &str) -> Result<bool> {
+        let output = cluster.exec(node).args(["pkill", "-KILL", "-f", self.pattern()]).output()?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            _ => Err(Error::Machine(format!("cannot kill {self:?} on {node}: {}", output.stderr))),
+        }
+    }
+
+    /// Kills it where it has to run.
+    pub fn kill_running(self, cluster: &Cluster, node: &str) -> Result<()> {
+        if self.kill(cluster, node)? {
+            return Ok(());
+        }
+        Err(Error::Machine(format!("{self:?} does not run on {node}")))
+    }
+
+    /// Kills it on whichever workers it runs, and says whether it ran on any.
+    pub fn kill_anywhere(self, cluster: &Cluster) -> Result<bool> {
+        let mut killed = false;
+        for node in cluster.workers() {
+            killed |= self.kill(cluster, &node)?;
+        }
+        Ok(killed)
+    }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`kind`] | a cluster of one control plane and two workers, its faults, `kubectl` and `helm` |
 //! | [`deployment`], [`workload`] | Holdfast on a cluster; PostgreSQL and fio on its volumes |
+//! | [`plugin`] | `kubectl holdfast` |
 //! | [`scenarios`] | what users do there, and what happens to them |
 //! | [`images`] | the node image, the `holdfast` image, PostgreSQL, the standard CSI sidecars |
 //! | [`stores`] | a directory, moto, Azurite, Ceph with RGW, and stores that break put-if-absent |
@@ -29,6 +30,7 @@ pub mod images;
 pub mod interrupt;
 pub mod kind;
 pub mod packages;
+pub mod plugin;
 pub mod process;
 pub mod programs;
 pub mod report;

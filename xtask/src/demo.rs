@@ -4,25 +4,27 @@
 //! volume destroyed; the database back from the archive before its data have been copied. Each step tells its time.
 
 mod disaster;
-mod protection;
 
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, ValueEnum};
 use holdfast_e2e::{
     Error, Result,
-    deployment::{self, Pool},
+    deployment::{self, Pool, Process},
     images::{self, Profile},
     interrupt,
     kind::{Cluster, POOL_ON_NODES},
+    plugin::Plugin,
     report,
     stores::{Ceph, Location},
-    workload::Postgres,
+    workload::{Postgres, Protection},
 };
 
 const CLUSTER: &str = "holdfast-demo";
 /// Where the database runs.
 const NAMESPACE: &str = "shop";
+/// The archive.
+const TARGET: &str = "offsite";
 const VOLUME: &str = "2Gi";
 /// About 300 MB of tables.
 const SCALE: u32 = 20;
@@ -119,22 +121,30 @@ fn show(cluster: &Cluster, places: &Places, profile: Profile) -> Result<()> {
     report::step(&format!("pgbench fills it (scale {SCALE})"), || database.fill(SCALE))?;
 
     println!("4. Protection");
-    protection::apply(cluster, NAMESPACE, &places.archive)?;
-    let first =
-        report::step("the first archived point", || protection::archived_after(cluster, NAMESPACE, ""))?;
-    report::step("pgbench changes a little", || database.bench(2, 5))?;
-    let second = report::step("the second archived point", || {
-        protection::archived_after(cluster, NAMESPACE, &first.time)
+    let protection = report::step("kubectl apply: an encrypted ArchiveTarget and a SnapshotPolicy", || {
+        Protection::apply(cluster, NAMESPACE, "pg", TARGET, &places.archive)
     })?;
+    let first = report::step("the first archived point", || protection.archived_after(""))?;
+    report::step("pgbench changes a little", || database.bench(2, 5))?;
+    let second = report::step("the second archived point", || protection.archived_after(&first.time))?;
     report::note(&format!("first archive: {first}"));
     report::note(&format!("second archive, only what changed: {second}"));
-    protection::show_status(cluster, NAMESPACE)?;
+    show_status(cluster, &Plugin::build(profile)?)?;
 
     println!("5. The node plugin is killed");
     kill_under_load(cluster, &database)?;
 
     println!("6. Disaster");
-    disaster::strike_and_restore(cluster, &database, NAMESPACE)
+    disaster::strike_and_restore(cluster, &database, &protection)
+}
+
+/// Prints what a user asks first: is it safe?
+fn show_status(cluster: &Cluster, plugin: &Plugin) -> Result<()> {
+    println!("\n$ kubectl holdfast status --namespace {NAMESPACE}");
+    println!("{}", plugin.command(cluster).args(["status", "--namespace", NAMESPACE]).read()?);
+    let arguments = ["get", "archivetargets,archivedsnapshots"];
+    println!("\n$ kubectl {}\n{}\n", arguments.join(" "), cluster.kubectl().args(arguments).read()?);
+    Ok(())
 }
 
 /// Sends SIGKILL to the node plugin while pgbench runs on its volume.
@@ -144,7 +154,7 @@ fn kill_under_load(cluster: &Cluster, database: &Postgres<'_>) -> Result<()> {
         std::thread::scope(|scope| {
             let load = scope.spawn(|| database.bench(4, 20));
             interrupt::pause(Duration::from_secs(6))?;
-            deployment::kill_node_plugin(cluster, &node)?;
+            Process::NodePlugin.kill_running(cluster, &node)?;
             load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;

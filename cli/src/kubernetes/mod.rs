@@ -1,7 +1,11 @@
 //! What a person asks of a cluster, as `kubectl holdfast`. Everything here needs only the caller's own rights.
 
+pub mod browse;
 pub mod restore;
 pub mod status;
+mod terminal;
+
+use std::io;
 
 use kube::Client;
 
@@ -53,6 +57,59 @@ pub enum ClusterError {
         /// The point.
         point: String,
     },
+    /// A point of a raw block volume has no files.
+    #[error("archived point {point} is of a raw block volume, which has no files: restore it instead")]
+    NoFiles {
+        /// The point.
+        point: String,
+    },
+    /// A local snapshot cannot be used yet.
+    #[error("VolumeSnapshot {snapshot} is not ready: it does not say its size yet")]
+    NotReady {
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// The image of Holdfast cannot be found out.
+    #[error(
+        "cannot read which image Holdfast runs in namespace {namespace}: give --image or --holdfast-namespace"
+    )]
+    NoImage {
+        /// Where it was looked for.
+        namespace: String,
+    },
+    /// The pod did not get its volume.
+    #[error("pod {pod} was not running after {waited}: kubectl get events says why; --timeout waits longer")]
+    NotMounted {
+        /// The pod.
+        pod: String,
+        /// How long it was waited for.
+        waited: String,
+    },
+    /// Watching an object failed.
+    #[error("cannot watch {what}: {reason}")]
+    Watch {
+        /// The object.
+        what: String,
+        /// What failed.
+        reason: String,
+    },
+    /// The streams to or from a pod broke.
+    #[error("the connection to the pod broke: {source}")]
+    Stream {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A command in a pod failed.
+    #[error("{command}: {reason}")]
+    Command {
+        /// The command.
+        command: String,
+        /// What the node said.
+        reason: String,
+    },
+    /// The user had enough.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// The cluster of the current context, and the context's namespace.

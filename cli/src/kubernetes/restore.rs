@@ -22,15 +22,8 @@ pub struct Args {
     /// The namespace to restore into; the context's own if none is named
     #[arg(short, long)]
     namespace: Option<String>,
-    /// The namespace that the claim was archived from, if it was another one
-    #[arg(long)]
-    from_namespace: Option<String>,
-    /// An archived point by its name; the newest complete one of the claim if none is named
-    #[arg(long)]
-    point: Option<String>,
-    /// The newest point that is not younger than this, RFC 3339
-    #[arg(long, value_name = "TIME", conflicts_with = "point")]
-    at: Option<Timestamp>,
+    #[command(flatten)]
+    source: Source,
     /// The name of the new claim; the old one if none is given
     #[arg(long = "as", value_name = "CLAIM")]
     new_name: Option<String>,
@@ -43,6 +36,20 @@ pub struct Args {
     /// How the result is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+}
+
+/// Which archived point of a claim.
+#[derive(Debug, clap::Args)]
+pub struct Source {
+    /// The namespace that the claim was archived from, if it was another one
+    #[arg(long)]
+    from_namespace: Option<String>,
+    /// An archived point by its name; the newest complete one of the claim if none is named
+    #[arg(long)]
+    point: Option<String>,
+    /// The newest point that is not younger than this, RFC 3339
+    #[arg(long, value_name = "TIME", conflicts_with = "point")]
+    at: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,18 +74,7 @@ pub async fn run(args: Args) -> Result<(), CliError> {
 }
 
 async fn restore(client: Client, args: &Args, namespace: String) -> Result<Restored, ClusterError> {
-    let points: Api<ArchivedSnapshot> = Api::all(client.clone());
-    let point = match &args.point {
-        Some(name) => {
-            let point = points.get(name).await.map_err(doing(format!("read archived point {name}")))?;
-            named(point)?
-        }
-        None => {
-            let all = points.list(&ListParams::default()).await.map_err(doing("list archived points"))?;
-            let source = args.from_namespace.as_deref().unwrap_or(&namespace);
-            newest(all.items, source, &args.claim, args.at)?
-        }
-    };
+    let point = find(client.clone(), &args.source, Some(&args.claim), &namespace).await?;
     let claim_name = args.new_name.clone().unwrap_or_else(|| args.claim.clone());
     let size =
         args.size.or(restore_size(&point)).ok_or_else(|| ClusterError::NoSize { point: point.name_any() })?;
@@ -88,16 +84,7 @@ async fn restore(client: Client, args: &Args, namespace: String) -> Result<Resto
     if existing.is_some() {
         return Err(ClusterError::ClaimExists { claim: claim_name, namespace });
     }
-    let resource = snapshot_resource();
-    let snapshots: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &resource);
-    let snapshot = snapshot(&resource, &point, &namespace);
-    let snapshot_name = snapshot.name_any();
-    match snapshots.create(&PostParams::default(), &snapshot).await {
-        Ok(_) => {}
-        // An earlier restore from the same point has made it; it says the same.
-        Err(kube::Error::Api(status)) if status.code == 409 => {}
-        Err(error) => return Err(doing(format!("create VolumeSnapshot {snapshot_name}"))(error)),
-    }
+    let snapshot_name = ask_for(client, &point, &namespace).await?;
     let claim = claim(&point, &namespace, &claim_name, &snapshot_name, &args.storage_class, size);
     claims
         .create(&PostParams::default(), &claim)
@@ -107,11 +94,46 @@ async fn restore(client: Client, args: &Args, namespace: String) -> Result<Resto
     Ok(Restored { namespace, claim_name, point: point.name_any(), point_in_time })
 }
 
+/// The point that is meant, which is complete. `claim` may be left out if the point is named.
+pub(super) async fn find(
+    client: Client,
+    source: &Source,
+    claim: Option<&str>,
+    namespace: &str,
+) -> Result<ArchivedSnapshot, ClusterError> {
+    let points: Api<ArchivedSnapshot> = Api::all(client);
+    if let Some(name) = &source.point {
+        return named(points.get(name).await.map_err(doing(format!("read archived point {name}")))?);
+    }
+    let all = points.list(&ListParams::default()).await.map_err(doing("list archived points"))?;
+    let from = source.from_namespace.as_deref().unwrap_or(namespace);
+    newest(all.items, from, claim.unwrap_or_default(), source.at)
+}
+
+/// Makes the VolumeSnapshot by which the namespace asks for the point, and returns its name.
+pub(super) async fn ask_for(
+    client: Client,
+    point: &ArchivedSnapshot,
+    namespace: &str,
+) -> Result<String, ClusterError> {
+    let resource = snapshot_resource();
+    let snapshots: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+    let snapshot = snapshot(&resource, point, namespace);
+    let name = snapshot.name_any();
+    match snapshots.create(&PostParams::default(), &snapshot).await {
+        Ok(_) => Ok(name),
+        // An earlier restore from the same point has made it; it says the same.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(name),
+        Err(error) => Err(doing(format!("create VolumeSnapshot {name}"))(error)),
+    }
+}
+
 fn phase(point: &ArchivedSnapshot) -> Phase {
     point.status.as_ref().map(|status| status.phase).unwrap_or_default()
 }
 
-fn restore_size(point: &ArchivedSnapshot) -> Option<ByteQuantity> {
+/// The least size of a volume made from the point.
+pub(super) fn restore_size(point: &ArchivedSnapshot) -> Option<ByteQuantity> {
     point.status.as_ref().and_then(|ArchivedSnapshotStatus { restore_size, .. }| *restore_size)
 }
 
@@ -145,7 +167,8 @@ fn newest(
     })
 }
 
-fn snapshot_resource() -> ApiResource {
+/// What VolumeSnapshots are to the API server.
+pub(super) fn snapshot_resource() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshot"))
 }
 

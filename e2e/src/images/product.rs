@@ -4,7 +4,11 @@
 //! runtime image. Elsewhere cargo builds the programs on this machine, and the image takes them; the machine is
 //! then a Debian 12 itself, or no Debian package could have been used for the base.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     Result,
@@ -88,11 +92,21 @@ pub fn product(engine: &Engine, profile: Profile) -> Result<String> {
 
 /// Builds [`PROGRAMS`] with cargo on this machine.
 pub fn build_programs(profile: Profile) -> Result<()> {
-    report::step(&format!("build the programs ({})", profile.name()), || {
+    build(&PROGRAMS, profile)
+}
+
+/// Builds one of [`PROGRAMS`] with cargo on this machine, and returns its path.
+pub fn build_program(program: &str, profile: Profile) -> Result<PathBuf> {
+    build(&[program], profile)?;
+    Ok(repository().join("target").join(profile.directory()).join(program))
+}
+
+fn build(programs: &[&str], profile: Profile) -> Result<()> {
+    report::step(&format!("build {} ({})", programs.join(", "), profile.name()), || {
         Cmd::new("cargo")
             .dir(repository())
             .args(["build", "--locked", "--quiet", "--profile", profile.name()])
-            .args(PROGRAMS.iter().flat_map(|package| ["--package", package]))
+            .args(programs.iter().flat_map(|package| ["--package", package]))
             .limit(CARGO_LIMIT)
             .run()?;
         Ok(())

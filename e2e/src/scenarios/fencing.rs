@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    Result, deployment,
+    Result,
+    deployment::Process,
     interrupt::{self, Seen},
     kind::Cluster,
     workload::Fio,
@@ -43,7 +44,7 @@ pub(super) fn frozen_node_is_fenced(cluster: &Cluster, namespace: &str) -> Resul
     successor.write_and_verify(5)?;
 
     drop(frozen);
-    deployment::kill_node_plugin(cluster, &hung)?;
+    Process::NodePlugin.kill_running(cluster, &hung)?;
     mounts_are_cleaned_up(cluster, &hung)?;
     cluster.kubectl().args(["taint", "nodes", &hung, &format!("{TAINT}-")]).run()?;
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    Result, deployment, interrupt,
+    Result,
+    deployment::{self, Process},
+    interrupt,
     kind::Cluster,
     workload::{Fio, Postgres},
 };
@@ -32,9 +34,9 @@ pub(super) fn plugin_is_killed(cluster: &Cluster, namespace: &str) -> Result<()>
     let fio = Fio::deploy(cluster, namespace, &node, "1Gi")?;
     std::thread::scope(|scope| {
         let load = scope.spawn(|| fio.write_and_verify(30));
-        for kill in [deployment::kill_node_plugin, deployment::kill_keeper, deployment::kill_node_plugin] {
+        for process in [Process::NodePlugin, Process::Keeper, Process::NodePlugin] {
             interrupt::pause(Duration::from_secs(7))?;
-            kill(cluster, &node)?;
+            process.kill_running(cluster, &node)?;
         }
         load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;

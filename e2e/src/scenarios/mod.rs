@@ -2,6 +2,7 @@
 //!
 //! Each scenario has a namespace of its own, which is deleted after it.
 
+mod archives;
 mod fencing;
 mod growth;
 mod lifecycle;
@@ -45,6 +46,16 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "snapshot-restore",
         about: "a volume from a snapshot has what was there when it was cut",
         run: snapshots::restored_volume_is_as_it_was,
+    },
+    Scenario {
+        name: "archive-restore",
+        about: "a policy archives a claim; once deleted, it is looked into and restored on another node",
+        run: archives::claim_comes_back,
+    },
+    Scenario {
+        name: "archive-kills",
+        about: "the same while Job, operator, controller, node plugin and keeper are killed",
+        run: archives::every_process_is_killed,
     },
 ];
 

@@ -2,9 +2,11 @@
 
 mod fio;
 mod postgres;
+mod protection;
 
 pub use fio::Fio;
 pub use postgres::{Bench, Postgres};
+pub use protection::{Hydration, Point, Protection};
 
 use crate::{Result, kind::Cluster};
 

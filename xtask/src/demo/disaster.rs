@@ -6,48 +6,44 @@ use holdfast_e2e::{
     Result,
     kind::Cluster,
     report,
-    workload::{Postgres, ensure_namespace},
+    workload::{Postgres, Protection, ensure_namespace},
 };
 use serde_json::{Value, json};
 
-use super::{READY_LIMIT, VOLUME, protection};
+use super::{NAMESPACE, READY_LIMIT, VOLUME};
 
 const DELETE_LIMIT: Duration = Duration::from_secs(300);
-const HYDRATE_LIMIT: Duration = Duration::from_secs(900);
 const HISTORY: &str = "select count(*) from pgbench_history";
 const ACCOUNTS: &str = "select count(*) from pgbench_accounts";
 
 /// Destroys and restores.
-pub fn strike_and_restore(cluster: &Cluster, database: &Postgres<'_>, namespace: &str) -> Result<()> {
+pub fn strike_and_restore(
+    cluster: &Cluster,
+    database: &Postgres<'_>,
+    protection: &Protection<'_>,
+) -> Result<()> {
     let before = (database.query(HISTORY)?, database.query(ACCOUNTS)?);
     database.checkpoint()?;
     let now = database.query(r#"select to_char(now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"#)?;
-    let point = report::step("an archived point of this very state", || {
-        protection::archived_after(cluster, namespace, &now)
-    })?;
-    report::step("namespace, claims, snapshots and volumes are deleted", || strike(cluster, namespace))?;
+    let point = report::step("an archived point of this very state", || protection.archived_after(&now))?;
+    report::step("namespace, claims, snapshots and volumes are deleted", || strike(cluster))?;
 
     let start = Instant::now();
     report::step(&format!("restore from {}", point.name), || {
-        ensure_namespace(cluster, namespace)?;
-        cluster.apply(&claim(namespace, &point.name).to_string())?;
+        ensure_namespace(cluster, NAMESPACE)?;
+        cluster.apply(&claim(&point.name).to_string())?;
         database.deploy(VOLUME)?;
         database.wait_until_ready(READY_LIMIT)
     })?;
     let accounts = database.query(ACCOUNTS)?;
-    let (fetched, total) = hydration(&cluster.list(&["archivedsnapshots"])?, namespace).unwrap_or_default();
+    let hydration = protection.hydration(Postgres::CLAIM)?.unwrap_or_default();
     report::note(&format!(
         "first query answered after {:.1} s: {accounts} accounts; {} of {} copied back by then",
         start.elapsed().as_secs_f64(),
-        megabytes(fetched),
-        megabytes(total)
+        megabytes(hydration.done_bytes),
+        megabytes(hydration.total_bytes)
     ));
-    report::step("the rest is copied back behind it", || {
-        cluster.until("the volume is whole", HYDRATE_LIMIT, &["archivedsnapshots"], |points| {
-            let (done, total) = hydration(points, namespace)?;
-            (total > 0 && done >= total).then_some(())
-        })
-    })?;
+    report::step("the rest is copied back behind it", || protection.wait_until_hydrated(Postgres::CLAIM))?;
     report::step("pg_amcheck", || database.verify())?;
     let after = (database.query(HISTORY)?, database.query(ACCOUNTS)?);
     report::note(&format!("history and accounts before: {before:?}, after: {after:?}"));
@@ -57,10 +53,10 @@ pub fn strike_and_restore(cluster: &Cluster, database: &Postgres<'_>, namespace:
     Err(holdfast_e2e::Error::Answer { from: "the restored database".into(), answer: format!("{after:?}") })
 }
 
-fn strike(cluster: &Cluster, namespace: &str) -> Result<()> {
+fn strike(cluster: &Cluster) -> Result<()> {
     cluster
         .kubectl()
-        .args(["delete", "namespace", namespace])
+        .args(["delete", "namespace", NAMESPACE])
         .arg(format!("--timeout={}s", DELETE_LIMIT.as_secs()))
         .limit(DELETE_LIMIT * 2)
         .run()?;
@@ -73,18 +69,18 @@ fn strike(cluster: &Cluster, namespace: &str) -> Result<()> {
 }
 
 /// What a tenant applies to get a volume back.
-fn claim(namespace: &str, point: &str) -> Value {
+fn claim(point: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "List", "items": [
         {
             "apiVersion": "snapshot.storage.k8s.io/v1",
             "kind": "VolumeSnapshot",
-            "metadata": {"name": "from-offsite", "namespace": namespace},
-            "spec": {"source": {"volumeSnapshotContentName": format!("holdfast-{point}-{namespace}")}},
+            "metadata": {"name": "from-offsite", "namespace": NAMESPACE},
+            "spec": {"source": {"volumeSnapshotContentName": format!("holdfast-{point}-{NAMESPACE}")}},
         },
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": {"name": Postgres::CLAIM, "namespace": namespace, "labels": {"app": "pg"}},
+            "metadata": {"name": Postgres::CLAIM, "namespace": NAMESPACE, "labels": {"app": "pg"}},
             "spec": {
                 "storageClassName": "holdfast",
                 "accessModes": ["ReadWriteOnce"],
@@ -97,14 +93,6 @@ fn claim(namespace: &str, point: &str) -> Value {
             },
         },
     ]})
-}
-
-/// Bytes copied back, and bytes in all, of the claim that was restored.
-fn hydration(points: &[Value], namespace: &str) -> Option<(u64, u64)> {
-    let restores = points.iter().filter_map(|point| point["status"]["restores"].as_array()).flatten();
-    let mut ours = restores.filter(|r| r["namespace"] == namespace && r["claimName"] == Postgres::CLAIM);
-    let restore = ours.next()?;
-    Some((restore["hydratedBytes"].as_u64()?, restore["totalBytes"].as_u64()?))
 }
 
 fn megabytes(bytes: u64) -> String {
