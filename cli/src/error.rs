@@ -9,6 +9,7 @@ use holdfast_engine::control::ControlError;
 use holdfast_engine::ids::{Handle, PoolId};
 use holdfast_engine::log::LogError;
 use holdfast_engine::pool::{PoolError, UnknownPool};
+use holdfast_engine::salvage::SalvageError;
 use holdfast_engine::store::{ConfigError, StoreError};
 
 use crate::job::JobError;
@@ -113,6 +114,27 @@ pub enum CliError {
         /// How many ranges.
         ranges: usize,
     },
+    /// A volume is damaged.
+    #[error("{handle} is damaged: {objects} objects or parts of them; see docs/operations.md")]
+    VolumeDamaged {
+        /// Its handle.
+        handle: Handle,
+        /// How many.
+        objects: usize,
+    },
+    /// Not everything could be brought into a rebuilt volume.
+    #[error("{handle} is made, and not whole: {ranges} ranges are lost, {objects} objects could not be read")]
+    NotWhole {
+        /// The new volume's handle.
+        handle: Handle,
+        /// How many ranges.
+        ranges: usize,
+        /// How many objects.
+        objects: usize,
+    },
+    /// A volume could not be looked at or rebuilt.
+    #[error(transparent)]
+    Salvage(#[from] SalvageError),
     /// A cluster failed.
     #[error(transparent)]
     Cluster(#[from] ClusterError),

@@ -9,6 +9,7 @@ mod kubernetes;
 mod output;
 mod pool;
 mod reach;
+mod salvage;
 mod snapshot;
 mod volume;
 

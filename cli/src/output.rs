@@ -79,6 +79,32 @@ pub fn working(what: impl Into<String>) -> Working {
     Working(bar)
 }
 
+/// How far something is, in bytes, on the terminal, until it is dropped.
+pub struct Progress(ProgressBar);
+
+/// Shows how far `what` is; nothing where standard error is no terminal.
+pub fn progress(what: impl Into<String>) -> Progress {
+    let style = ProgressStyle::with_template(
+        "{msg} {bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}",
+    )
+    .expect("the template is valid: it never changes");
+    Progress(ProgressBar::new(0).with_style(style).with_message(what.into()))
+}
+
+impl Progress {
+    /// Shows that `done_bytes` of `total_bytes` are done.
+    pub fn set(&self, done_bytes: u64, total_bytes: u64) {
+        self.0.set_length(total_bytes);
+        self.0.set_position(done_bytes);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 impl Drop for Working {
     fn drop(&mut self) {
         self.0.finish_and_clear();

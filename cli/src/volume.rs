@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::error::CliError;
 use crate::output::{self, Format, Row, working};
 use crate::reach::{Reach, Reached};
+use crate::salvage;
 
 /// Volumes whose logs are read at once.
 const PARALLEL: usize = 8;
@@ -88,6 +89,8 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    #[command(flatten)]
+    Salvage(salvage::Command),
 }
 
 /// How data can be compressed.
@@ -225,6 +228,7 @@ pub async fn run(reach: &Reach, format: Format, command: Command) -> Result<(), 
             control::release(&log, reached.deadline()).await?;
             output::done(format, &Named { handle: handle(&pool, id) }, &format!("no node holds {volume} now"))
         }
+        Command::Salvage(command) => salvage::run(reach, format, command).await,
     }
 }
 

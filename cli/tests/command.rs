@@ -171,3 +171,37 @@ fn a_snapshot_is_verified_and_is_no_archived_point() {
     assert_eq!(pool.json(&["archive", "list"]), Value::Array(Vec::new()));
     assert!(pool.error(&["archive", "verify", "monday"]).contains("no snapshot's handle"));
 }
+
+#[test]
+fn a_damaged_volume_is_told_and_rebuilt() {
+    let pool = Pool::new(Some(&key(7)));
+    let volume = pool.handle(&["volume", "create", "data", "--size", "64Mi"]);
+    pool.text(&["snapshot", "create", "data", "monday"]);
+    let scrubbed = pool.json(&["volume", "scrub", "data"]);
+    assert_eq!(
+        (&scrubbed["handle"], &scrubbed["damage"]),
+        (&Value::from(volume.as_str()), &Value::Array(vec![]))
+    );
+
+    let id = volume.split('-').nth(1).unwrap();
+    let roots = pool.path().join("pool/volumes").join(id).join("root");
+    let mut keys: Vec<_> = std::fs::read_dir(&roots).unwrap().map(|entry| entry.unwrap().path()).collect();
+    keys.sort();
+    let newest = keys.last().unwrap();
+    let mut body = std::fs::read(newest).unwrap();
+    body[100] ^= 1;
+    std::fs::write(newest, body).unwrap();
+
+    let output = pool.run(&["volume", "scrub", "data", "-o", "json"]);
+    assert!(!output.status.success());
+    let scrubbed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(scrubbed["damage"][0]["fault"], "checksum");
+    assert!(scrubbed["unopenable"].as_str().unwrap().contains("root"));
+    assert!(pool.error(&["volume", "show", "data"]).contains("root"));
+
+    assert!(pool.error(&["volume", "rebuild", "data", "data"]).contains("exists already"));
+    let rebuilt = pool.json(&["volume", "rebuild", "data", "again"]);
+    assert_eq!((&rebuilt["sizeBytes"], &rebuilt["lost"]), (&Value::from(64 << 20), &Value::Array(vec![])));
+    let again = pool.json(&["volume", "show", "again"]);
+    assert_eq!(again["parameters"]["rebuiltFrom"], Value::from(volume.as_str()));
+}

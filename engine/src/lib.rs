@@ -21,6 +21,7 @@ pub mod lineage;
 pub mod log;
 pub mod map;
 pub mod pool;
+pub mod salvage;
 pub mod snapshot;
 pub mod store;
 pub mod volume;

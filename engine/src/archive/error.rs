@@ -6,6 +6,7 @@ use crate::ids::{Handle, VolumeId};
 use crate::log::LogError;
 use crate::map::MapError;
 use crate::pool::PoolError;
+use crate::salvage::SalvageError;
 use crate::volume::{FetchError, VolumeError};
 
 /// Why an archive could not be written or read.
@@ -47,6 +48,9 @@ pub enum ArchiveError {
     /// A map failed.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// A point could not be looked at.
+    #[error(transparent)]
+    Salvage(#[from] SalvageError),
     /// Data of the source could not be read.
     #[error(transparent)]
     Fetch(#[from] FetchError),

@@ -1,22 +1,15 @@
 //! Verification: reading everything that a snapshot names, and checking it.
 
-use std::time::Duration;
-
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::{ArchiveError, Progress};
 use crate::host::Host;
-use crate::ids::{BLOCK_BYTES, Handle};
-use crate::map::{Extent, Walk};
+use crate::ids::Handle;
 use crate::pool::Pool;
-use crate::volume::{Blocks, FetchError};
-
-/// How long finding the snapshot may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::salvage::Scope;
 
 /// A range that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Damage {
     /// The first byte.
     pub offset: u64,
@@ -35,8 +28,8 @@ pub struct Verified {
     pub damaged: Vec<Damage>,
 }
 
-/// Reads every block of a snapshot and checks it. A damaged block is told and does not end the verification; a store
-/// that does not answer does.
+/// Reads every object that a snapshot needs and checks it: a scrub of this one place. Damage is told and does not end
+/// the verification; a store that does not answer does.
 pub async fn verify(
     host: &Host,
     pool: &Pool,
@@ -44,25 +37,24 @@ pub async fn verify(
     progress: &watch::Sender<Progress>,
 ) -> Result<Verified, ArchiveError> {
     let snapshot = handle.snapshot.ok_or(ArchiveError::NoSnapshot { handle })?;
-    let reader = host.snapshot_reader(pool, handle.volume, snapshot, Instant::now() + PATIENCE).await?;
-    let Blocks::Moment(view) = reader.blocks() else { return Err(ArchiveError::NoSnapshot { handle }) };
-    let mut verified = Verified::default();
-    let mut walk = Walk::new(view);
-    while let Some(extents) = walk.next().await? {
-        for extent in extents.iter().filter(|extent| extent.location.is_some()) {
-            let len = u64::from(extent.blocks) * BLOCK_BYTES;
-            let mut data = vec![0; len as usize];
-            match reader.read_extents(std::slice::from_ref(extent), extent.lba, &mut data).await {
-                Ok(()) => verified.good_bytes += len,
-                Err(error @ FetchError::Store(_)) => return Err(error.into()),
-                Err(error) => verified.damaged.push(damage(extent, len, &error)),
-            }
-        }
-        progress.send_modify(|progress| progress.transferred_bytes = verified.good_bytes);
+    let tell = |seen: crate::salvage::Scrubbing| {
+        progress.send_modify(|progress| {
+            progress.transferred_bytes = seen.read_bytes;
+            progress.total_bytes = seen.total_bytes;
+        });
+    };
+    let scrubbed = host.scrub(pool, handle.volume, Scope::Snapshot(snapshot), &tell).await?;
+    let whole = |reason| Damage { offset: 0, len: scrubbed.size_bytes, reason };
+    let mut damaged: Vec<Damage> = scrubbed.unopenable.into_iter().map(whole).collect();
+    for found in scrubbed.damage {
+        let ranges = found.affects.into_iter();
+        damaged.extend(ranges.map(|at| Damage {
+            offset: at.offset,
+            len: at.len,
+            reason: found.reason.clone(),
+        }));
     }
-    Ok(verified)
-}
-
-fn damage(extent: &Extent, len: u64, error: &FetchError) -> Damage {
-    Damage { offset: extent.lba * BLOCK_BYTES, len, reason: error.to_string() }
+    damaged.sort();
+    let bad_bytes: u64 = damaged.iter().map(|damage| damage.len).sum();
+    Ok(Verified { good_bytes: scrubbed.mapped_bytes.saturating_sub(bad_bytes), damaged })
 }

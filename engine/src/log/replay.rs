@@ -73,7 +73,9 @@ impl Log {
         }
     }
 
-    async fn replay_from(
+    /// Replays what follows `root`, or the whole log, up to the first number that is not there. Whether that is the
+    /// log's end is for the caller to find out.
+    pub(crate) async fn replay_from(
         &self,
         root: Option<Root>,
         sink: &mut dyn Sink,

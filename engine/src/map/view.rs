@@ -92,8 +92,13 @@ impl MapView {
         MapCursor::new(reading, self.layers.iter().map(LayerCursor::from).collect())
     }
 
+    /// These layers instead, newest first.
+    pub(super) fn with_layers(&self, layers: Vec<Layer>) -> Self {
+        Self { layers: layers.into(), ..self.clone() }
+    }
+
     /// The same view below newer layers (newest first).
-    pub(super) fn under(&self, newer: impl IntoIterator<Item = Layer>) -> Self {
+    pub(crate) fn under(&self, newer: impl IntoIterator<Item = Layer>) -> Self {
         let layers = newer.into_iter().chain(self.layers.iter().cloned()).collect();
         Self { layers, ..self.clone() }
     }

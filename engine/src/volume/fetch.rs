@@ -20,7 +20,8 @@ use tokio::time::Instant;
 use crate::cache::{ChunkCache, ChunkKey};
 use crate::codec::{self, CodecError};
 use crate::env::Env;
-use crate::lineage::{Lineage, UnknownAncestor};
+use crate::ids::VolumeId;
+use crate::lineage::{Lineage, Source, UnknownAncestor};
 use crate::map::{Location, SegmentKind, SegmentRef};
 use crate::pool::layout;
 use crate::store::{Backoff, StoreError};
@@ -96,6 +97,11 @@ impl Fetcher {
     /// A fetcher that reads the volumes of `lineage` through `cache`.
     pub fn new(lineage: Lineage, cache: Arc<dyn ChunkCache>, env: Env) -> Self {
         Self { lineage, cache, env, flights: Arc::default(), permits: Arc::new(Semaphore::new(PARALLEL)) }
+    }
+
+    /// How the objects of a volume are read.
+    pub(crate) fn source(&self, volume: VolumeId) -> Result<Source, UnknownAncestor> {
+        self.lineage.source(volume)
     }
 
     /// The decoded chunks (all their blocks) that `locations` lie in, by [`whole`] chunk.

@@ -47,6 +47,7 @@ pub use cut::Cut;
 pub use error::{Over, VolumeError};
 pub use fetch::{FetchError, Fetcher};
 pub use hydrate::{Hydration, hydrate};
+pub(crate) use open::MapSink;
 pub use open::{OpenError, OpenOptions};
 use overlay::{Dirty, Overlay};
 pub use read::{BlockReader, Blocks};

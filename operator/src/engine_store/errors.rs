@@ -6,6 +6,7 @@ use holdfast_engine::control::ControlError;
 use holdfast_engine::log::LogError;
 use holdfast_engine::map::MapError;
 use holdfast_engine::pool::PoolError;
+use holdfast_engine::salvage::SalvageError;
 use holdfast_engine::store::{self, UnfitStore};
 
 use crate::store::StoreError;
@@ -96,12 +97,29 @@ impl From<ArchiveError> for StoreError {
             ArchiveError::Control(error) => error.into(),
             ArchiveError::Host(error) => ControlError::from(error).into(),
             ArchiveError::Map(error) => error.into(),
+            ArchiveError::Salvage(error) => error.into(),
             ArchiveError::Busy { .. } => Self::Timeout,
             ArchiveError::UnknownPool { .. } => Self::NotFound(error.to_string()),
             ArchiveError::NoSnapshot { .. }
             | ArchiveError::Newest { .. }
             | ArchiveError::Volume(_)
             | ArchiveError::Fetch(_) => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+impl From<SalvageError> for StoreError {
+    fn from(error: SalvageError) -> Self {
+        match error {
+            SalvageError::Pool(error) => error.into(),
+            SalvageError::Log(error) => error.into(),
+            SalvageError::Map(error) => error.into(),
+            SalvageError::Store(error) => error.into(),
+            SalvageError::Control(error) => error.into(),
+            SalvageError::NoSuchSnapshot { .. }
+            | SalvageError::Nothing { .. }
+            | SalvageError::Parent { .. } => Self::NotFound(error.to_string()),
+            SalvageError::NameTaken { .. } | SalvageError::Volume(_) => Self::Damaged(error.to_string()),
         }
     }
 }

@@ -1,0 +1,6 @@
+//! Damage of every kind, over a store in memory.
+
+mod histories;
+mod rebuilds;
+mod scene;
+mod scrubs;
