@@ -86,24 +86,26 @@ impl Scene {
         unpublish(&log, "node", deadline()).await.unwrap();
     }
 
-    async fn archive(&self, volume: VolumeId, snapshot: SnapshotId, point: &str) -> (Handle, Progress) {
-        let (progress, seen) = watch::channel(Progress::default());
-        let source = Handle { pool: self.pool.id(), volume, snapshot: Some(snapshot) };
-        let origin = PointSource {
-            cluster_uid: "c".into(),
-            namespace: "shop".into(),
-            claim_name: "data".into(),
-            volume_mode: "Filesystem".into(),
-            fs_type: Some("ext4".into()),
-        };
-        let run = ArchiveRun {
-            source,
+    fn run(&self, volume: VolumeId, snapshot: SnapshotId, point: &str) -> ArchiveRun {
+        ArchiveRun {
+            source: Handle { pool: self.pool.id(), volume, snapshot: Some(snapshot) },
             point: point.into(),
-            origin,
+            origin: PointSource {
+                cluster_uid: "c".into(),
+                namespace: "shop".into(),
+                claim_name: "data".into(),
+                volume_mode: "Filesystem".into(),
+                fs_type: Some("ext4".into()),
+            },
             point_in_time: "2026-11-23T05:00:00Z".into(),
             expires_at: None,
             bytes_per_second: 0,
-        };
+        }
+    }
+
+    async fn archive(&self, volume: VolumeId, snapshot: SnapshotId, point: &str) -> (Handle, Progress) {
+        let (progress, seen) = watch::channel(Progress::default());
+        let run = self.run(volume, snapshot, point);
         let handle = archive(&self.host, &self.target, &run, &progress).await.unwrap();
         let seen = *seen.borrow();
         (handle, seen)
@@ -200,6 +202,41 @@ async fn a_volume_comes_back_from_its_archive_after_everything_else_is_gone() {
         scene.target_store.delete(&listed.key).await.unwrap();
     }
     check(&scene.open(restored).await).await;
+}
+
+#[tokio::test]
+async fn an_archive_run_goes_on_where_the_one_before_it_died() {
+    let scene = Scene::new().await;
+    let id = scene.create("pvc", None).await;
+    let volume = scene.open(id).await;
+    for part in 0..8 {
+        volume.write(part * 8 * MIB, noise(part + 1, 8 * MIB)).await.unwrap();
+    }
+    let snapshot = volume.snapshot("first", "").await.unwrap();
+    // Dies when more than its parallel uploads have begun, so that some have ended.
+    let (progress, mut seen) = watch::channel(Progress::default());
+    let mut run = scene.run(id, snapshot, "point");
+    run.bytes_per_second = 1 << 30;
+    tokio::select! {
+        ended = archive(&scene.host, &scene.target, &run, &progress) => panic!("{ended:?}"),
+        died = seen.wait_for(|progress| progress.transferred_bytes > 40 * MIB) => drop(died.unwrap()),
+    }
+    assert!(list_points(&scene.host, &scene.target).await.unwrap().is_empty());
+
+    let (point, resumed) = scene.archive(id, snapshot, "point").await;
+    assert_eq!(resumed.changed_bytes, SIZE);
+    assert!(resumed.transferred_bytes < SIZE - 7 * MIB, "{resumed:?}");
+    let (progress, _) = watch::channel(Progress::default());
+    let verified = verify(&scene.host, &scene.target, point, &progress).await.unwrap();
+    assert_eq!((verified.good_bytes, verified.damaged.len()), (SIZE, 0));
+    let restored = scene.create("restored", Some(scene.archived(point))).await;
+    let restored = scene.open(restored).await;
+    for part in 0..8 {
+        assert!(
+            restored.read(part * 8 * MIB, 8 * MIB).await.unwrap() == noise(part + 1, 8 * MIB),
+            "part {part}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! # Guarantees
 //! Every action may be repeated, also after it died half way: an archive run that is done finds its point, an expired
-//! point is expired already. What a run that died uploaded is garbage of the target, never half a point.
+//! point is expired already. What a run that died uploaded is taken over by the next, and never half a
+//! point.
 
 mod error;
 mod pools;

@@ -7,6 +7,7 @@ use crate::log::LogError;
 use crate::map::MapError;
 use crate::pool::PoolError;
 use crate::salvage::SalvageError;
+use crate::store::StoreError;
 use crate::volume::{FetchError, VolumeError};
 
 /// Why an archive could not be written or read.
@@ -64,6 +65,12 @@ impl From<PoolError> for ArchiveError {
 
 impl From<LogError> for ArchiveError {
     fn from(error: LogError) -> Self {
+        Self::Control(error.into())
+    }
+}
+
+impl From<StoreError> for ArchiveError {
+    fn from(error: StoreError) -> Self {
         Self::Control(error.into())
     }
 }

@@ -4,7 +4,8 @@
 //! it visible in *one* record, together with the snapshot that is the new point. A point is restored by cloning it.
 //!
 //! # Guarantees
-//! - A point is in its archive whole or not at all; a run that died leaves garbage that nothing names.
+//! - A point is in its archive whole or not at all. What a run that died has uploaded is adopted by the next attempt, and
+//!   is garbage otherwise.
 //! - The head of an archive's volume is its newest point, so the newest point is what the next run's difference is
 //!   taken to. It is therefore never removed by expiry.
 //! - While an archive's newest point names a snapshot of the source, that snapshot is pinned: the next difference can
@@ -13,6 +14,7 @@
 mod error;
 mod meta;
 mod points;
+mod resume;
 mod run;
 mod verify;
 

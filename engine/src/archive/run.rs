@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::resume::{self, Covered};
 use super::{ArchiveError, PointMeta, PointSource};
 use crate::codec::Codec;
 use crate::control::{ControlError, CreateVolume, Maintenance};
 use crate::host::Host;
-use crate::ids::{BLOCK_BYTES, Handle, ObjectId, SnapshotId, VolumeId};
+use crate::ids::{BLOCK_BYTES, Handle, SnapshotId, VolumeId};
 use crate::log::{Control, GrantMode, Log, Op};
 use crate::map::{Diff, Extent, MapView};
 use crate::pool::Pool;
@@ -81,6 +82,7 @@ pub async fn archive(
     };
     let volume = host.create_volume(target, &new, deadline()).await?;
     let handle = |snapshot| Handle { pool: target.id(), volume, snapshot: Some(snapshot) };
+    let begun_ms = target.snapshot_name_put_at(&run.point, deadline()).await?;
     host.name_snapshot(target, volume, &run.point, deadline()).await?;
     // Pinned before it is read, and as long as it is the newest point's source.
     source_pool.put_pin(run.source.volume, snapshot, volume, target.id(), deadline()).await?;
@@ -93,7 +95,9 @@ pub async fn archive(
         return Ok(handle(point));
     }
     let session = take_over(host, target, &log, &control).await?;
-    let outcome = copy(host, &source_pool, &session, run, snapshot, &reader, size_bytes, progress).await;
+    let outcome =
+        copy(host, &source_pool, &session, &log, run, begun_ms, snapshot, &reader, size_bytes, progress)
+            .await;
     let point = match outcome {
         Ok(point) => point,
         Err(error) => {
@@ -134,7 +138,9 @@ async fn copy(
     host: &Host,
     source_pool: &Arc<Pool>,
     session: &Maintenance,
+    log: &Log,
     run: &ArchiveRun,
+    begun_ms: Option<u64>,
     snapshot: SnapshotId,
     reader: &BlockReader,
     size_bytes: u64,
@@ -157,11 +163,25 @@ async fn copy(
     // Without a base everything is copied, over whatever the head has.
     let full = base.is_none();
     let old = base.unwrap_or_else(|| MapView::empty(new.source().clone()));
-    let id = ObjectId::random(&*source_pool.env().entropy);
+    let id = resume::run_id(&control, run.source, &run.point);
     let mut bulk = archive.bulk(id);
+    let mut covered = Covered::default();
+    // Only an attempt before this one can have left something.
+    if let Some(begun_ms) = begun_ms {
+        let found;
+        (found, covered) = resume::uploaded(log, id, begun_ms, deadline).await?;
+        if !found.is_empty() {
+            tracing::info!(
+                point = run.point,
+                segments = found.len(),
+                "goes on with what an earlier attempt uploaded"
+            );
+        }
+        found.into_iter().for_each(|segment| bulk.adopt(segment.id, segment.chunks));
+    }
     let mut diff = Diff::new(&old, new, 0);
     let mut step =
-        Step { reader, run, progress, full, at: 0, extents: Vec::new(), bytes: 0, changed_bytes: 0 };
+        Step { reader, run, progress, full, covered, at: 0, extents: Vec::new(), bytes: 0, changed_bytes: 0 };
     progress.send_modify(|progress| progress.total_bytes = size_bytes);
     while let Some(extent) = diff.next().await? {
         step.take(extent, &mut bulk).await?;
@@ -231,6 +251,8 @@ struct Step<'a> {
     run: &'a ArchiveRun,
     progress: &'a watch::Sender<Progress>,
     full: bool,
+    /// What earlier attempts have uploaded.
+    covered: Covered,
     at: u64,
     extents: Vec<Extent>,
     bytes: u64,
@@ -247,8 +269,11 @@ impl Step<'_> {
             bulk.discard(extent.lba, u64::from(extent.blocks));
             return Ok(());
         }
-        self.bytes += u64::from(extent.blocks) * BLOCK_BYTES;
-        self.extents.push(extent);
+        for missing in self.covered.missing_of(extent) {
+            self.bytes += u64::from(missing.blocks) * BLOCK_BYTES;
+            self.extents.push(missing);
+        }
+        self.changed_bytes += u64::from(extent.blocks) * BLOCK_BYTES;
         if self.bytes >= STEP_BYTES { self.copy(bulk).await } else { Ok(()) }
     }
 
@@ -262,7 +287,7 @@ impl Step<'_> {
             self.reader.read_extents(group, first.lba, &mut data).await?;
             bulk.write(first.lba, 0, &data).await?;
         }
-        self.changed_bytes += std::mem::take(&mut self.bytes);
+        self.bytes = 0;
         let transferred_bytes = bulk.uploaded_bytes();
         self.progress.send_modify(|progress| {
             progress.changed_bytes = self.changed_bytes;

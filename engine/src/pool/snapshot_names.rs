@@ -74,6 +74,17 @@ impl Pool {
         Ok(binding.map(|binding| binding.volume))
     }
 
+    /// When the snapshot name was bound, in milliseconds by the store's own clock, if it is.
+    pub async fn snapshot_name_put_at(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<u64>, PoolError> {
+        let key = key(name);
+        let listed = self.list(&key, None, 1, deadline).await?;
+        Ok(listed.into_iter().find(|listed| listed.key == key).map(|listed| listed.modified_ms))
+    }
+
     /// Up to `limit` snapshot names, in an order that does not change, from where [`Page::next`] says.
     pub async fn list_snapshot_names(
         &self,

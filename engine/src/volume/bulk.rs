@@ -127,6 +127,13 @@ impl Bulk {
         Ok(())
     }
 
+    /// Takes a segment in that another attempt of the same run has put.
+    pub(crate) fn adopt(&mut self, id: ObjectId, chunks: Vec<codec::ChunkEntry>) {
+        self.begun.push(id);
+        self.volume.shared.ownership().uploading.insert(id);
+        self.batch.segments.push(Segment { id, body: bytes::Bytes::new(), chunks });
+    }
+
     /// Copies the blocks of `from`, whose bytes are `data`, for [`Volume::commit_relocation`]. A bulk write either
     /// writes or relocates.
     pub async fn relocate(&mut self, from: Extent, data: &[u8]) -> Result<(), VolumeError> {
