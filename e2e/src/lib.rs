@@ -9,7 +9,9 @@
 //! | [`scenarios`] | what users do there, and what happens to them |
 //! | [`images`] | the node image, the `holdfast` image, PostgreSQL, the standard CSI sidecars |
 //! | [`stores`] | a directory, moto, Azurite, Ceph with RGW, and stores that break put-if-absent |
+//! | [`site`], [`csi`] | the driver's processes without Kubernetes, and what sidecars and kubelet ask of them |
 //! | [`sanity`] | csi-sanity against a driver binary |
+//! | [`fio`], [`pgbench`] | loads on a device or a directory of this machine |
 //! | [`programs`], [`debian`], [`packages`] | what the above is built from where no registry answers |
 //! | [`process`], [`interrupt`], [`cache`], [`report`] | bounded commands, Ctrl-C, results kept between runs |
 //!
@@ -22,20 +24,25 @@
 //!   (installed when run as root, named in an error otherwise).
 
 pub mod cache;
+mod certificates;
+pub mod csi;
 pub mod debian;
 pub mod deployment;
 pub mod engine;
 pub mod error;
+pub mod fio;
 pub mod images;
 pub mod interrupt;
 pub mod kind;
 pub mod packages;
+pub mod pgbench;
 pub mod plugin;
 pub mod process;
 pub mod programs;
 pub mod report;
 pub mod sanity;
 pub mod scenarios;
+pub mod site;
 pub mod stores;
 pub mod workload;
 

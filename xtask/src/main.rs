@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that is done to this repository besides editing it.
 
+mod bench;
 mod cluster;
 mod demo;
 mod e2e;
@@ -28,6 +29,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test, from formatting to the scenarios on a cluster
     Test(test::Options),
+    /// Measure, print a table, and write it to docs/performance.md
+    Bench(bench::Options),
     /// Run the scenarios on a kind cluster
     E2e(e2e::Options),
     /// Run csi-sanity against the driver
@@ -61,6 +64,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::E2e(options) => e2e::run(&options),
         Command::Sanity(options) => sanity::run(&options),
         Command::Generate(options) => generate::run(&options),

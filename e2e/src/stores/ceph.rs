@@ -8,7 +8,7 @@ mod configuration;
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -94,6 +94,29 @@ impl Ceph {
     pub fn location_for_nodes(&self, prefix: &str) -> Location {
         let address = self.also_on.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Location::s3(self.endpoint(address), prefix, KEY, SECRET)
+    }
+
+    /// The address of the gateway, and the two halves of the credentials of its only user.
+    pub fn gateway(&self) -> (String, &'static str, &'static str) {
+        (self.endpoint(IpAddr::V4(Ipv4Addr::LOCALHOST)), KEY, SECRET)
+    }
+
+    /// What Ceph's own clients read to find the cluster and their key.
+    pub fn configuration(&self) -> PathBuf {
+        self.scratch.path().join("ceph.conf")
+    }
+
+    /// Makes a pool of block devices with one image of this size, which takes no space yet. A pool of that name goes,
+    /// with everything in it.
+    pub fn recreate_image(&self, pool: &str, image: &str, size_bytes: u64) -> Result<()> {
+        let root = self.scratch.path();
+        let remove = ["osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it"];
+        ceph(root).args(remove).run()?;
+        ceph(root).args(["osd", "pool", "create", pool, "8"]).run()?;
+        program("rbd", root).args(["pool", "init", pool]).run()?;
+        let size = format!("{size_bytes}B");
+        program("rbd", root).args(["create", "--size", &size, &format!("{pool}/{image}")]).run()?;
+        Ok(())
     }
 
     /// Kills an OSD.

@@ -64,6 +64,7 @@ osd_recovery_sleep_hdd = 0
 osd_recovery_max_active = 16
 osd_max_backfills = 8
 mon_max_pg_per_osd = 1000
+mon_allow_pool_delete = true
 mon_warn_on_pool_no_redundancy = false
 # A full disk of the machine is the machine's concern.
 mon_data_avail_warn = 1

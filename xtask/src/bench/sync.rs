@@ -1,0 +1,70 @@
+//! An fsync after each write of 4 KiB.
+
+use holdfast_e2e::{
+    Result,
+    fio::{self, Load},
+};
+
+use super::{
+    ground::{CEPH, DIRECTORY, Ground, number},
+    line::{Goal, Line, Seen, Unit},
+};
+
+/// Puts that the store is asked for, one after the other.
+const PUTS: &str = "200";
+
+pub const LINES: [Line; 3] = [
+    Line {
+        what: "4 KiB write with fsync, directory, `remote`",
+        against: "one put to that store",
+        unit: Unit::Seconds,
+        goal: Goal::RatioAtMost(1.3),
+        cause: "The write and the fsync are two requests that cross the loop device and FUSE before the put begins.",
+    },
+    Line {
+        what: "4 KiB write with fsync, Ceph, `remote`",
+        against: "one put to that store",
+        unit: Unit::Seconds,
+        goal: Goal::RatioAtMost(1.3),
+        cause: "",
+    },
+    Line {
+        what: "4 KiB writes with fsync, `journal`",
+        against: "raw disk",
+        unit: Unit::PerSecond,
+        goal: Goal::AtLeast(2500.0),
+        cause: "An fsync of the journal is one of the disk.",
+    },
+];
+
+/// The three of them.
+pub fn measure(ground: &mut Ground) -> Result<Vec<Seen>> {
+    Ok(vec![remote(ground, DIRECTORY)?, remote(ground, CEPH)?, journal(ground)?])
+}
+
+fn load(ground: &Ground) -> Load {
+    Load { fsync: true, ..Load::random("randwrite", 1, 64, ground.scale.seconds) }
+}
+
+fn remote(ground: &mut Ground, pool: &str) -> Result<Seen> {
+    if let Err(reason) = ground.has(pool) {
+        return Ok(Seen::Nothing(reason));
+    }
+    let put = number(&ground.engine(&["put", &ground.pool_file(pool), PUTS])?, "put_p50_us")? / 1e6;
+    let device = ground.device(pool, 64 << 20, &[])?;
+    let measured = fio::run(&device.target(), &load(ground))?;
+    ground.remove(&device)?;
+    Ok(Seen::Numbers((measured.p50 + measured.sync_p50).as_secs_f64(), Some(put)))
+}
+
+fn journal(ground: &mut Ground) -> Result<Seen> {
+    let raw = fio::Target::path(&ground.raw_file(ground.scale.mib)?);
+    let theirs = fio::run(&raw, &load(ground))?.iops;
+    let device = match ground.device(DIRECTORY, 64 << 20, &[("durability", "journal")]) {
+        Ok(device) => device,
+        Err(error) => return Ok(Seen::Nothing(error.to_string())),
+    };
+    let ours = fio::run(&device.target(), &load(ground))?.iops;
+    ground.remove(&device)?;
+    Ok(Seen::Numbers(ours, Some(theirs)))
+}
