@@ -17,6 +17,7 @@ pub mod env;
 pub mod gc;
 pub mod host;
 pub mod ids;
+pub mod journal;
 pub mod lineage;
 pub mod log;
 pub mod map;

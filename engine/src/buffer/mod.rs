@@ -15,6 +15,7 @@ mod ring;
 
 use std::fmt::Debug;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use memory::MemoryBuffer;
@@ -64,6 +65,33 @@ pub enum BufferError {
         /// Bytes that it needs.
         min: usize,
     },
+    /// A journal belongs to another grant than the buffer is bound to.
+    #[error("the journal belongs to grant {found}, not to {grant}")]
+    OtherGrant {
+        /// The grant that the buffer is bound to.
+        grant: GrantId,
+        /// The journal's.
+        found: GrantId,
+    },
+    /// Entries are neither in the log, nor in the buffer, nor in the journal.
+    #[error(
+        "the journal is damaged: it goes on with entry {found} where {first} should follow; moving it away gives up \
+         what was flushed to it and is not in the store"
+    )]
+    Missing {
+        /// The first that is missing.
+        first: u64,
+        /// The one that is there.
+        found: u64,
+    },
+    /// The journal was written with a larger dirty buffer.
+    #[error(
+        "the journal from entry {number} on does not fit the dirty buffer: give the buffer its earlier size"
+    )]
+    Outgrown {
+        /// The first that does not fit.
+        number: u64,
+    },
     /// What lies in the buffer is not what was put there.
     #[error("the dirty buffer is damaged at byte {at}: {reason}")]
     Damaged {
@@ -74,7 +102,8 @@ pub enum BufferError {
     },
 }
 
-/// Where answered writes wait for the log. Implementations copy; none of them blocks.
+/// Where answered writes wait for the log. Implementations copy; none of them blocks, and only [`Self::persist`] waits.
+#[async_trait]
 pub trait DirtyBuffer: Send + Sync + Debug {
     /// Says which grant the entries belong to. Entries of another grant are dropped (they must never be replayed over
     /// newer data); the return value is how many that were. Numbering goes on after `complete`.
@@ -88,4 +117,10 @@ pub trait DirtyBuffer: Send + Sync + Debug {
 
     /// Frees all entries up to and including `sequence`.
     fn free(&self, sequence: u64);
+
+    /// Makes all entries up to `sequence` survive a loss of power of this machine. False if this buffer cannot do that,
+    /// or not now: then only the log does.
+    async fn persist(&self, _sequence: u64) -> bool {
+        false
+    }
 }

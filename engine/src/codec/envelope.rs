@@ -31,11 +31,13 @@ pub enum ObjectKind {
     Index,
     /// `volumes/VOL/map/ID`: the map of a snapshot.
     SnapshotMap,
+    /// A frame of a journal on a node's disk.
+    Journal,
 }
 
 impl ObjectKind {
-    const ALL: [Self; 6] =
-        [Self::Segment, Self::Record, Self::Root, Self::Page, Self::Index, Self::SnapshotMap];
+    const ALL: [Self; 7] =
+        [Self::Segment, Self::Record, Self::Root, Self::Page, Self::Index, Self::SnapshotMap, Self::Journal];
 
     /// The eight bytes that an object of this kind begins with.
     pub fn magic(self) -> &'static [u8; 8] {
@@ -46,6 +48,7 @@ impl ObjectKind {
             Self::Page => b"HOLDPAGE",
             Self::Index => b"HOLDINDX",
             Self::SnapshotMap => b"HOLDSMAP",
+            Self::Journal => b"HOLDJRNL",
         }
     }
 }
@@ -59,6 +62,7 @@ impl fmt::Display for ObjectKind {
             Self::Page => "map page",
             Self::Index => "index page",
             Self::SnapshotMap => "snapshot map",
+            Self::Journal => "journal frame",
         })
     }
 }
@@ -70,7 +74,8 @@ pub struct Identity {
     pub volume: VolumeId,
     /// Its id: random, used for this object only.
     pub id: ObjectId,
-    /// The session (or archive run) that wrote it. An object that nothing references is swept once that is over.
+    /// The session (or archive run) that wrote it. An object that nothing references is swept once that is over. In a
+    /// frame of a journal: the grant.
     pub session: SessionId,
 }
 

@@ -17,7 +17,7 @@ pub enum ObjectName {
         /// Its id.
         id: ObjectId,
     },
-    /// A record or a root.
+    /// A record or a root; a frame of a journal, by its position.
     ByNumber {
         /// What it is.
         kind: ObjectKind,

@@ -52,9 +52,13 @@ pub async fn reclaim(pool: &Pool, pools: &PoolSet, log: &Log, deadline: Instant)
     }
     let newest = last_root(log, &control, deadline).await?;
     pool.unbind_volume_name(&json.name, volume, deadline).await?;
-    for prefix in
-        [layout::segments(volume), layout::maps(volume), layout::records(volume), layout::fences(volume)]
-    {
+    for prefix in [
+        layout::segments(volume),
+        layout::maps(volume),
+        layout::records(volume),
+        layout::fences(volume),
+        layout::parameter_generations(volume),
+    ] {
         delete_all(log, &prefix, None, deadline).await?;
     }
     delete_all(log, &layout::roots(volume), Some(newest), deadline).await?;

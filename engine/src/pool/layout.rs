@@ -87,6 +87,16 @@ pub fn volume_json(volume: VolumeId) -> String {
     format!("{VOLUMES}{volume}/volume.json")
 }
 
+/// The changes of a volume's parameters.
+pub fn parameter_generations(volume: VolumeId) -> String {
+    format!("{VOLUMES}{volume}/parameters/")
+}
+
+/// A change of a volume's parameters.
+pub fn parameter_generation(volume: VolumeId, number: u64) -> String {
+    format!("{VOLUMES}{volume}/parameters/{number:020}")
+}
+
 /// The records of a volume's log.
 pub fn records(volume: VolumeId) -> String {
     format!("{VOLUMES}{volume}/log/")

@@ -24,6 +24,7 @@ mod keys;
 pub mod layout;
 mod names;
 mod nodes;
+mod parameters;
 mod pins;
 mod set;
 mod snapshot_names;

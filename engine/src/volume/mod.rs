@@ -7,7 +7,8 @@
 //! on its way share the next one. Reads look into the batches not yet in the log, then into the map, then fetch chunks.
 //!
 //! # Guarantees
-//! - A flush is answered only when a record that took effect covers every write answered before it.
+//! - A flush is answered only when a record that took effect covers every write answered before it, or the dirty
+//!   buffer's journal ([`crate::journal`]) holds what no record covers.
 //! - Once a record of others has ended the session, nothing is acknowledged any more: all operations fail with
 //!   [`VolumeError::Over`].
 //! - Batches enter the log in the order of the writes.
@@ -341,8 +342,18 @@ impl Volume {
         }
     }
 
-    /// Returns when every write answered so far is in the store, in a record that took effect.
+    /// Returns when every write answered so far is durable: in the dirty buffer's journal, if it has one that takes it,
+    /// else in the store.
     pub async fn flush(&self) -> Result<(), VolumeError> {
+        let sequence = self.shared.unlogged().last;
+        if self.shared.buffer.persist(sequence).await {
+            return self.check();
+        }
+        self.drain().await
+    }
+
+    /// Returns when every write answered so far is in the store, in a record that took effect.
+    pub async fn drain(&self) -> Result<(), VolumeError> {
         let sequence = {
             let mut unlogged = self.shared.unlogged();
             unlogged.wanted = unlogged.last;
@@ -463,7 +474,10 @@ impl Volume {
 impl Unlogged {
     /// Whether so much has gathered that it should be on its way.
     fn is_full(&self, limits: &Limits) -> bool {
-        self.active.data_bytes() >= limits.segment_bytes || self.active.len() >= RUNS_MAX
+        // What overwrites itself gathers slowly, but takes its room in the dirty buffer all the same.
+        self.active.data_bytes() >= limits.segment_bytes
+            || self.active.inserted_bytes() >= 2 * limits.segment_bytes
+            || self.active.len() >= RUNS_MAX
     }
 
     fn record(&mut self, sequence: u64, mutation: &Mutation) {

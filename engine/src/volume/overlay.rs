@@ -38,6 +38,7 @@ impl Dirty {
 pub struct Overlay {
     runs: BTreeMap<u64, Dirty>,
     data_bytes: u64,
+    inserted_bytes: u64,
 }
 
 impl Overlay {
@@ -60,6 +61,7 @@ impl Overlay {
                 }
             }
         }
+        self.inserted_bytes += data_bytes(&run);
         self.place(run);
     }
 
@@ -82,6 +84,11 @@ impl Overlay {
     /// Bytes of data held.
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
+    }
+
+    /// Bytes of data ever inserted, also of what was overwritten since.
+    pub fn inserted_bytes(&self) -> u64 {
+        self.inserted_bytes
     }
 
     /// How many runs it holds.

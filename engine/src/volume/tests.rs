@@ -20,6 +20,7 @@ use crate::map::{PageCache, VolumePages};
 use crate::store::{Memory, Store};
 
 mod faults;
+mod journal;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;

@@ -23,7 +23,7 @@ fn under_another_name() {
             let wrong = |result| matches!(result, Err(CodecError::WrongObject { .. }));
             assert!(wrong(read(other_volume, id, NUMBER)), "{name} in another volume");
             match kind {
-                ObjectKind::Record | ObjectKind::Root => {
+                ObjectKind::Record | ObjectKind::Root | ObjectKind::Journal => {
                     assert!(wrong(read(VOLUME, id, NUMBER.next())), "{name} under another number");
                 }
                 ObjectKind::Segment | ObjectKind::Page | ObjectKind::Index | ObjectKind::SnapshotMap => {

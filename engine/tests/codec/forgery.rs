@@ -12,13 +12,14 @@ use proptest::sample::Index;
 use crate::allocations::bytes_allocated_by;
 use crate::samples::{self, NUMBER, VOLUME};
 
-const KINDS: [ObjectKind; 6] = [
+const KINDS: [ObjectKind; 7] = [
     ObjectKind::Segment,
     ObjectKind::Record,
     ObjectKind::Root,
     ObjectKind::Page,
     ObjectKind::Index,
     ObjectKind::SnapshotMap,
+    ObjectKind::Journal,
 ];
 const LZ4: u16 = 2;
 

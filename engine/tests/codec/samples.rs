@@ -1,10 +1,11 @@
 //! One small object of every kind, with everything in it that its kind can hold, and how to read it whole.
 
 use bytes::Bytes;
+use holdfast_engine::buffer::Mutation;
 use holdfast_engine::codec::{
-    ChunkEntry, Chunks, Codec, CodecError, DataKey, Identity, ObjectKind, decode_chunk, decode_index,
-    decode_page, decode_record, decode_root, decode_segment_table, decode_snapshot_map, encode_index,
-    encode_page, encode_record, encode_root, encode_segment, encode_snapshot_map,
+    ChunkEntry, Chunks, Codec, CodecError, DataKey, Frame, Identity, ObjectKind, decode_chunk, decode_frame,
+    decode_index, decode_page, decode_record, decode_root, decode_segment_table, decode_snapshot_map,
+    encode_frame, encode_index, encode_page, encode_record, encode_root, encode_segment, encode_snapshot_map,
 };
 use holdfast_engine::ids::{ObjectId, PoolId, RecordNumber, SnapshotId, VolumeId};
 use holdfast_engine::log::{Control, Grant, GrantMode, Move, Op, Reader, Record, Session, Snapshot};
@@ -184,6 +185,22 @@ pub fn snapshot_map() -> SnapshotMap {
     }
 }
 
+/// A write and a discard.
+pub fn frame() -> Frame {
+    Frame {
+        volume: VOLUME,
+        grant: SESSION,
+        id: ObjectId(id(1)),
+        prev: ObjectId(id(9)),
+        position: NUMBER.0,
+        first: 76,
+        mutations: vec![
+            Mutation::Write { offset: 3 * BLOCK as u64, data: vec![0x5a; BLOCK].into() },
+            Mutation::Discard { offset: 0, len: 1 << 40 },
+        ],
+    }
+}
+
 /// An object of every kind, by a name.
 pub fn objects(key: Option<&DataKey>) -> Vec<(&'static str, ObjectKind, Bytes)> {
     let record_bytes = |record, chunks: Option<&Chunks>| {
@@ -204,6 +221,7 @@ pub fn objects(key: Option<&DataKey>) -> Vec<(&'static str, ObjectKind, Bytes)> 
         ("index", ObjectKind::Index, index),
         ("root", ObjectKind::Root, encode_root(SESSION, &root(), key).expect("a root within its limits")),
         ("snapshot-map", ObjectKind::SnapshotMap, map),
+        ("journal-frame", ObjectKind::Journal, encode_frame(&frame(), key)),
     ]
 }
 
@@ -252,6 +270,7 @@ pub fn read(
         ObjectKind::Index => decode_index(bytes, volume, id, key).map(|_| ()),
         ObjectKind::Root => decode_root(bytes, volume, number, key).map(|_| ()),
         ObjectKind::SnapshotMap => decode_snapshot_map(bytes, volume, id, key).map(|_| ()),
+        ObjectKind::Journal => decode_frame(bytes, volume, number.0, key).map(|_| ()),
     }
 }
 

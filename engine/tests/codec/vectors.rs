@@ -8,9 +8,10 @@ use std::path::PathBuf;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
+use holdfast_engine::buffer::Mutation;
 use holdfast_engine::codec::{
     ChunkEntry, Codec, DataKey, Envelope, KEY_BYTES, MasterKey, ObjectKind, ObjectName, UserKey, WrappedKey,
-    decode_chunk, decode_index, decode_page, decode_record, decode_root, decode_segment_table,
+    decode_chunk, decode_frame, decode_index, decode_page, decode_record, decode_root, decode_segment_table,
     decode_snapshot_map,
 };
 use holdfast_engine::env::Entropy;
@@ -34,7 +35,7 @@ fn vectors() -> Vec<(String, ObjectKind, Option<DataKey>, Bytes)> {
         samples::objects(None).into_iter().map(|(name, kind, bytes)| (name.to_owned(), kind, None, bytes));
     let sealed = samples::objects(Some(&key))
         .into_iter()
-        .filter(|(name, ..)| ["record-data", "page-raw", "page-lz4", "root"].contains(name))
+        .filter(|(name, ..)| ["record-data", "page-raw", "page-lz4", "root", "journal-frame"].contains(name))
         .map(|(name, kind, bytes)| (format!("{name}-encrypted"), kind, Some(key.clone()), bytes));
     clear.chain(sealed).collect()
 }
@@ -85,7 +86,7 @@ fn the_same_values_still_encode_to_the_committed_bytes() {
         assert_eq!(to_hex(bytes), read(&format!("{name}.hex")), "{name}");
         compared += 1;
     }
-    assert_eq!(compared, 8);
+    assert_eq!(compared, 10);
 }
 
 #[test]
@@ -193,6 +194,25 @@ fn content(kind: ObjectKind, bytes: &Bytes, id: ObjectId, key: Option<&DataKey>)
             let found = decode_snapshot_map(bytes, VOLUME, id, key).expect(INTACT);
             json!({ "snapshot": found.snapshot.0, "size_bytes": found.size_bytes, "map": map(&found.map) })
         }
+        ObjectKind::Journal => {
+            let frame = decode_frame(bytes, VOLUME, NUMBER.0, key).expect(INTACT);
+            json!({
+                "position": frame.position,
+                "prev": frame.prev.to_string(),
+                "first": frame.first,
+                "entries": frame.mutations.iter().map(mutation).collect::<Vec<_>>(),
+            })
+        }
+    }
+}
+
+fn mutation(mutation: &Mutation) -> Value {
+    match mutation {
+        Mutation::Write { offset, data } => {
+            let sha256 = hex::encode(digest::digest(&digest::SHA256, data));
+            json!({ "write": { "offset": offset, "len": data.len(), "sha256": sha256 } })
+        }
+        Mutation::Discard { offset, len } => json!({ "discard": { "offset": offset, "len": len } }),
     }
 }
 
