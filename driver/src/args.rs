@@ -65,7 +65,7 @@ pub struct NodeArgs {
     /// The kubelet's directory.
     #[arg(long, default_value = "/var/lib/kubelet")]
     pub kubelet_dir: PathBuf,
-    /// Directory for the cache and for records of mounts; survives the pod.
+    /// Directory for the cache, journals and records of mounts; survives the pod.
     #[arg(long)]
     pub state_dir: PathBuf,
     /// The keeper's socket.
@@ -77,4 +77,11 @@ pub struct NodeArgs {
     /// Bytes of each volume's buffer for writes that are not yet in the store.
     #[arg(long, default_value_t = 32 << 20)]
     pub dirty_bytes: usize,
+    /// Directory for the journals of volumes with `durability: journal`, on a disk that survives a loss of power.
+    /// Below the state directory if it is not given.
+    #[arg(long)]
+    pub journal_dir: Option<PathBuf>,
+    /// Bytes of each journal. Best twice the dirty buffer, which one full of small flushes takes.
+    #[arg(long, default_value_t = 80 << 20)]
+    pub journal_bytes: u64,
 }

@@ -13,12 +13,17 @@ const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 /// capability).
 const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
 
+/// The parameter that says when an fsync returns; also its name among a volume's parameters in the pool.
+pub const DURABILITY: &str = "durability";
+
 /// When an fsync returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
     /// When the store has it.
     #[default]
     Remote,
+    /// When a journal on the node's disk has it.
+    Journal,
 }
 
 impl Durability {
@@ -26,7 +31,13 @@ impl Durability {
     pub fn name(self) -> &'static str {
         match self {
             Self::Remote => "remote",
+            Self::Journal => "journal",
         }
+    }
+
+    /// The durability with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Remote, Self::Journal].into_iter().find(|durability| durability.name() == name)
     }
 }
 
@@ -49,6 +60,20 @@ impl Default for Parameters {
     }
 }
 
+/// Reads the parameters that can be changed of a volume that exists: those of a VolumeAttributesClass.
+pub fn mutable(given: &HashMap<String, String>) -> Result<Option<Durability>, Status> {
+    let mut durability = None;
+    for (name, value) in given {
+        let read = if name == DURABILITY { Durability::parse(value) } else { None };
+        durability = Some(read.ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "the VolumeAttributesClass sets {name} to {value:?}; it can set durability, to remote or journal"
+            ))
+        })?);
+    }
+    Ok(durability)
+}
+
 impl Parameters {
     /// Reads the parameters. One that is unknown or has an impossible value is named in an `INVALID_ARGUMENT`.
     pub fn parse(given: &HashMap<String, String>) -> Result<Self, Status> {
@@ -64,11 +89,9 @@ impl Parameters {
                         _ => return Err(impossible(name, value, "lz4, zstd or raw")),
                     }
                 }
-                "durability" => {
-                    parameters.durability = match value.as_str() {
-                        "remote" => Durability::Remote,
-                        _ => return Err(impossible(name, value, "remote")),
-                    }
+                DURABILITY => {
+                    parameters.durability = Durability::parse(value)
+                        .ok_or_else(|| impossible(name, value, "remote or journal"))?;
                 }
                 FS_TYPE => parameters.fs_type = Some(value.clone()),
                 sidecars if sidecars.starts_with(SIDECAR_PREFIX) => {}
@@ -101,7 +124,7 @@ mod tests {
         let read = parse(&[
             ("pool", "fast"),
             ("codec", "zstd"),
-            ("durability", "remote"),
+            ("durability", "journal"),
             ("csi.storage.k8s.io/fstype", "xfs"),
             ("csi.storage.k8s.io/pvc/name", "data"),
         ])
@@ -112,9 +135,22 @@ mod tests {
                 pool: Some("fast".into()),
                 fs_type: Some("xfs".into()),
                 codec: Codec::Zstd,
-                durability: Durability::Remote
+                durability: Durability::Journal
             }
         );
+    }
+
+    #[test]
+    fn the_durability_can_be_changed_and_nothing_else() {
+        let mutable =
+            |name: &str, value: &str| mutable(&HashMap::from([(name.to_owned(), value.to_owned())]));
+        assert_eq!(mutable("durability", "journal").expect("known"), Some(Durability::Journal));
+        for (name, value) in [("durability", "none"), ("codec", "zstd")] {
+            let status = mutable(name, value).expect_err("it cannot be set");
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().contains(name), "{}", status.message());
+        }
+        assert_eq!(super::mutable(&HashMap::new()).expect("nothing is wrong"), None);
     }
 
     #[test]

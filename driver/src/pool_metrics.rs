@@ -9,8 +9,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 
-use crate::node::open::OpenVolumes;
+use crate::node::open::{OpenVolume, OpenVolumes};
 use crate::pools::Pools;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -80,6 +81,43 @@ pub struct VolumeMetrics {
     pub volumes: Arc<OpenVolumes>,
 }
 
+impl VolumeMetrics {
+    fn encode_journals(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        volumes: &[Arc<OpenVolume>],
+    ) -> Result<(), fmt::Error> {
+        let journals: Vec<_> = volumes
+            .iter()
+            .filter_map(|volume| {
+                let labels = OfVolume { volume: volume.handle.to_string() };
+                volume.journal().map(|(works, waiting)| (labels, works, waiting))
+            })
+            .collect();
+        let help = "Whether the flushes of a volume with a journal end there";
+        let mut works = encoder.encode_descriptor("volume_journal_works", help, None, MetricType::Gauge)?;
+        for (labels, ends_there, _) in &journals {
+            ConstGauge::new(i64::from(*ends_there)).encode(works.encode_family(labels)?)?;
+        }
+        let help = "Bytes in a volume's journal that are not yet in the store";
+        let mut bytes = encoder.encode_descriptor("volume_journal_bytes", help, None, MetricType::Gauge)?;
+        for (labels, _, waiting) in &journals {
+            let waiting_bytes = i64::try_from(waiting.bytes).unwrap_or(i64::MAX);
+            ConstGauge::new(waiting_bytes).encode(bytes.encode_family(labels)?)?;
+        }
+        let help = "How long the oldest of a volume's journal waits for the store";
+        let unit = Some(&Unit::Seconds);
+        let mut age = encoder.encode_descriptor("volume_journal_age", help, unit, MetricType::Gauge)?;
+        for (labels, _, waiting) in &journals {
+            ConstGauge::new(waiting.age.as_secs_f64()).encode(age.encode_family(labels)?)?;
+        }
+        let help = "Journals on this node that were set aside: their volumes were taken back too early";
+        let aside = i64::try_from(self.volumes.journals_set_aside()).unwrap_or(i64::MAX);
+        let encoder = encoder.encode_descriptor("journals_set_aside", help, None, MetricType::Gauge)?;
+        ConstGauge::new(aside).encode(encoder)
+    }
+}
+
 impl Collector for VolumeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let volumes = self.volumes.all();
@@ -91,6 +129,7 @@ impl Collector for VolumeMetrics {
             ConstGauge::new(i64::try_from(writer.dirty_bytes()).unwrap_or(i64::MAX))
                 .encode(dirty.encode_family(&labels)?)?;
         }
+        self.encode_journals(&mut encoder, &volumes)?;
         let help = "Whether a volume's session is over and all its I/O fails";
         let mut over = encoder.encode_descriptor("volume_over", help, None, MetricType::Gauge)?;
         for volume in &volumes {

@@ -14,6 +14,7 @@ use holdfast_csi_proto::csi::controller_server::ControllerServer;
 use holdfast_csi_proto::csi::node_server::NodeServer;
 use holdfast_engine::cache::{CacheError, ChunkCache, DiskCache, MemoryCache, Tiers};
 use holdfast_engine::env::Env;
+use holdfast_engine::journal::{Journals, JournalsError, Patience};
 use holdfast_engine::pool::Access;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -74,6 +75,9 @@ pub enum RunError {
     /// The records of mounts.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// The journals.
+    #[error(transparent)]
+    Journals(#[from] JournalsError),
     /// The read cache.
     #[error("the read cache: {0}")]
     Cache(#[from] CacheError),
@@ -140,6 +144,8 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         keeper_socket,
         cache_bytes,
         dirty_bytes,
+        journal_dir,
+        journal_bytes,
     } = args;
     let stop = stop_on_signal()?;
     let metrics = Metrics::default();
@@ -151,6 +157,8 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
     let offload = Offload::with_this_program().map_err(system("finding this program"))?;
     let env = Env::system();
     let cache = cache(state_dir.join("cache"), cache_bytes)?;
+    let journal_dir = journal_dir.unwrap_or_else(|| state_dir.join("journals"));
+    let journals = Journals::new(journal_dir, journal_bytes, Patience::default())?;
     let pools = Pools::new(&common.pools, Access::ReadOnly, cache, env.clone());
     pools.load().await;
 
@@ -176,6 +184,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         env,
         endpoint,
         dirty_bytes,
+        journals,
     }));
     let counted = (PoolMetrics { pools: pools.clone() }, VolumeMetrics { volumes: Arc::clone(&volumes) });
     metrics.register(|registry| {
@@ -214,6 +223,10 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
             },
             async {
                 pools.watch(Some(&node_id), &stop).await;
+                Ok(())
+            },
+            async {
+                volumes.tend_journals(&stop).await;
                 Ok(())
             },
         )

@@ -7,6 +7,7 @@ use holdfast_engine::buffer::BufferError;
 use holdfast_engine::codec::CodecError;
 use holdfast_engine::control::{ControlError, PublishError};
 use holdfast_engine::host::HostError;
+use holdfast_engine::journal::{JournalError, JournalsError};
 use holdfast_engine::log::{Inert, LogError};
 use holdfast_engine::map::MapError;
 use holdfast_engine::pool::PoolError;
@@ -231,11 +232,34 @@ fn fetch_code(error: &FetchError) -> Code {
     }
 }
 
+/// Errors of journals.
+pub fn journal(error: JournalsError) -> Status {
+    let code = match &error {
+        JournalsError::Path { .. } => Code::Unavailable,
+        JournalsError::Journal { source, .. } => match source {
+            JournalError::Disk { .. } => Code::Unavailable,
+            JournalError::Damaged { .. } => Code::DataLoss,
+            JournalError::Newer { .. } => Code::FailedPrecondition,
+            JournalError::Frame(error) => codec_code(error),
+            JournalError::OtherGrant { .. } | JournalError::TooSmall { .. } => Code::Internal,
+        },
+    };
+    Status::new(code, error.to_string())
+}
+
+/// Errors of dirty buffers.
+pub fn buffer(error: BufferError) -> Status {
+    Status::new(buffer_code(&error), error.to_string())
+}
+
 fn buffer_code(error: &BufferError) -> Code {
     match error {
         BufferError::Full => Code::Unavailable,
-        BufferError::Damaged { .. } => Code::DataLoss,
-        BufferError::TooLarge { .. } | BufferError::TooSmall { .. } => Code::Internal,
+        BufferError::Damaged { .. } | BufferError::Missing { .. } => Code::DataLoss,
+        BufferError::Outgrown { .. } => Code::FailedPrecondition,
+        BufferError::TooLarge { .. } | BufferError::TooSmall { .. } | BufferError::OtherGrant { .. } => {
+            Code::Internal
+        }
     }
 }
 

@@ -48,6 +48,8 @@ fn conformance(site: &Site, suite: &Path, focus: Option<&str>) -> Result<Outcome
     let root = site.root();
     let parameters = root.join("parameters.yaml");
     fs::write(&parameters, "pool: default\n").named("write", &parameters)?;
+    let mutable = root.join("mutable-parameters.yaml");
+    fs::write(&mutable, "durability: journal\n").named("write", &mutable)?;
     let socket = |name: &str| format!("unix://{}", root.join(name).display());
     let report = root.join("report.json");
     let mut command = Cmd::new(suite)
@@ -59,6 +61,8 @@ fn conformance(site: &Site, suite: &Path, focus: Option<&str>) -> Result<Outcome
         .arg(root.join("staging"))
         .arg("-csi.testvolumeparameters")
         .arg(&parameters)
+        .arg("-csi.testvolumemutableparameters")
+        .arg(&mutable)
         .args(["-csi.testvolumesize", "1073741824", "-csi.testvolumeexpandsize", "2147483648"])
         .args(["-ginkgo.no-color", "-ginkgo.timeout=25m"])
         .arg(format!("-ginkgo.json-report={}", report.display()))

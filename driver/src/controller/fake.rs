@@ -9,6 +9,7 @@ use tonic::Status;
 
 use super::storage::{NewVolume, Page, PageRequest, SnapshotInfo, Storage, VolumeInfo};
 use crate::handles::{SnapshotHandle, VolumeHandle};
+use crate::params::Durability;
 use crate::publication::Access;
 
 /// The one pool of the fake.
@@ -21,6 +22,7 @@ pub const NODES: [&str; 2] = ["n1", "n2"];
 struct FakeVolume {
     name: String,
     info: VolumeInfo,
+    durability: Durability,
     grants: Vec<(String, Access, GrantId)>,
 }
 
@@ -38,6 +40,11 @@ pub struct FakeStorage {
 }
 
 impl FakeStorage {
+    /// When the fsyncs of the volume called `name` return.
+    pub fn durability(&self, name: &str) -> Option<Durability> {
+        self.state().volumes.values().find(|volume| volume.name == name).map(|volume| volume.durability)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics while it holds the lock")
     }
@@ -85,7 +92,12 @@ impl Storage for FakeStorage {
             nodes: Vec::new(),
             abnormal: None,
         };
-        let fake = FakeVolume { name: volume.name.clone(), info: info.clone(), grants: Vec::new() };
+        let fake = FakeVolume {
+            name: volume.name.clone(),
+            info: info.clone(),
+            durability: volume.durability,
+            grants: Vec::new(),
+        };
         state.volumes.insert(handle, fake);
         Ok(info)
     }
@@ -123,6 +135,11 @@ impl Storage for FakeStorage {
         if let Ok(volume) = self.state().volume(volume) {
             volume.grants.retain(|(holder, ..)| node.is_some_and(|node| node != holder));
         }
+        Ok(())
+    }
+
+    async fn set_durability(&self, volume: VolumeHandle, durability: Durability) -> Result<(), Status> {
+        self.state().volume(volume)?.durability = durability;
         Ok(())
     }
 

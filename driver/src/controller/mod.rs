@@ -40,7 +40,7 @@ use tonic::{Request, Response, Status};
 use storage::Storage;
 
 /// What the service can do. `LIST_VOLUMES_PUBLISHED_NODES` is not among it: it would cost a replay for each volume.
-const CAPABILITIES: [Rpc; 13] = [
+const CAPABILITIES: [Rpc; 14] = [
     Rpc::CreateDeleteVolume,
     Rpc::PublishUnpublishVolume,
     Rpc::ListVolumes,
@@ -54,6 +54,7 @@ const CAPABILITIES: [Rpc; 13] = [
     Rpc::GetVolume,
     Rpc::SingleNodeMultiWriter,
     Rpc::GetSnapshot,
+    Rpc::ModifyVolume,
 ];
 
 /// The service.
@@ -177,8 +178,8 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(Status::unimplemented("a volume's parameters are fixed when it is created"))
+        volumes::modify(&*self.storage, request.into_inner()).await.map(Response::new)
     }
 }

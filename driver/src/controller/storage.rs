@@ -111,6 +111,9 @@ pub trait Storage: Send + Sync + 'static {
     /// Grows a volume to at least `size_bytes`; answers its size.
     async fn resize(&self, volume: VolumeHandle, size_bytes: u64) -> Result<u64, Status>;
 
+    /// Says when the fsyncs of a volume return from now on, also of one that a node has open.
+    async fn set_durability(&self, volume: VolumeHandle, durability: Durability) -> Result<(), Status>;
+
     /// Takes a snapshot, or finds the one that has its name. `ALREADY_EXISTS` if that one is of another volume.
     async fn create_snapshot(&self, volume: VolumeHandle, name: &str) -> Result<SnapshotInfo, Status>;
 

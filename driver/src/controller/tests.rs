@@ -6,15 +6,16 @@ use holdfast_csi_proto::csi::volume_capability::access_mode::Mode;
 use holdfast_csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
 use holdfast_csi_proto::csi::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
 use holdfast_csi_proto::csi::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, ListSnapshotsRequest,
-    ListVolumesRequest, Snapshot, ValidateVolumeCapabilitiesRequest, Volume, VolumeCapability,
-    VolumeContentSource,
+    CapacityRange, ControllerExpandVolumeRequest, ControllerModifyVolumeRequest,
+    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateSnapshotRequest,
+    CreateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest, Snapshot,
+    ValidateVolumeCapabilitiesRequest, Volume, VolumeCapability, VolumeContentSource,
 };
 use tonic::{Code, Status};
 
 use super::fake::FakeStorage;
 use super::{attach, listings, snapshots, volumes};
+use crate::params::Durability;
 
 const GIB: i64 = 1 << 30;
 
@@ -312,4 +313,37 @@ async fn capabilities_that_no_volume_has_are_not_confirmed() {
     assert!(validate(Mode::SingleNodeWriter).await.confirmed.is_some());
     let refused = validate(Mode::MultiNodeMultiWriter).await;
     assert!(refused.confirmed.is_none() && refused.message.contains("ReadWriteMany"), "{}", refused.message);
+}
+
+#[tokio::test]
+async fn the_durability_is_chosen_by_either_class_and_changed_later() {
+    let storage = FakeStorage::default();
+    let journal = HashMap::from([("durability".to_owned(), "journal".to_owned())]);
+    let by_storage_class =
+        CreateVolumeRequest { parameters: journal.clone(), ..new_volume("by-storage-class") };
+    create(&storage, by_storage_class).await.expect("made");
+    assert_eq!(storage.durability("by-storage-class"), Some(Durability::Journal));
+    let by_both = CreateVolumeRequest {
+        parameters: journal.clone(),
+        mutable_parameters: HashMap::from([("durability".to_owned(), "remote".to_owned())]),
+        ..new_volume("by-both")
+    };
+    let volume = create(&storage, by_both).await.expect("made");
+    assert_eq!(storage.durability("by-both"), Some(Durability::Remote));
+
+    let modify =
+        |volume_id: &str, mutable_parameters: &HashMap<String, String>| ControllerModifyVolumeRequest {
+            volume_id: volume_id.into(),
+            mutable_parameters: mutable_parameters.clone(),
+            ..ControllerModifyVolumeRequest::default()
+        };
+    for parameters in [&journal, &journal, &HashMap::new()] {
+        volumes::modify(&storage, modify(&volume.volume_id, parameters)).await.expect("modified");
+        assert_eq!(storage.durability("by-both"), Some(Durability::Journal));
+    }
+    let refused = async |request| volumes::modify(&storage, request).await.expect_err("refused").code();
+    let codec = HashMap::from([("codec".to_owned(), "zstd".to_owned())]);
+    assert_eq!(refused(modify(&volume.volume_id, &codec)).await, Code::InvalidArgument);
+    assert_eq!(refused(modify("", &journal)).await, Code::InvalidArgument);
+    assert_eq!(refused(modify("gone", &journal)).await, Code::NotFound);
 }

@@ -4,8 +4,9 @@ use holdfast_csi_proto::csi::controller_get_volume_response::VolumeStatus;
 use holdfast_csi_proto::csi::validate_volume_capabilities_response::Confirmed;
 use holdfast_csi_proto::csi::{
     ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetVolumeResponse,
-    CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse,
-    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse,
+    ControllerModifyVolumeRequest, ControllerModifyVolumeResponse, CreateVolumeRequest, CreateVolumeResponse,
+    DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, ValidateVolumeCapabilitiesRequest,
+    ValidateVolumeCapabilitiesResponse,
 };
 use tonic::Status;
 
@@ -13,7 +14,7 @@ use super::convert;
 use super::storage::{NewVolume, Source, Storage, VolumeInfo};
 use crate::capability::{Capability, Form, fs_type, min_bytes};
 use crate::handles::{VolumeHandle, check_present};
-use crate::params::Parameters;
+use crate::params::{self, Parameters};
 use crate::size::{DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, Sizes, to_csi};
 
 pub(super) async fn create(
@@ -23,11 +24,7 @@ pub(super) async fn create(
     convert::check_name("volume", &request.name)?;
     let capabilities = Capability::all(&request.volume_capabilities)?;
     let parameters = Parameters::parse(&request.parameters)?;
-    if let Some(name) = request.mutable_parameters.keys().next() {
-        return Err(Status::invalid_argument(format!(
-            "the VolumeAttributesClass sets {name:?}; a volume's parameters are fixed when it is created"
-        )));
-    }
+    let durability = params::mutable(&request.mutable_parameters)?.unwrap_or(parameters.durability);
     let sizes = Sizes::parse(request.capacity_range.as_ref())?;
     let source = convert::source(request.volume_content_source.as_ref())?;
     let smallest = smallest(&capabilities, &parameters)?;
@@ -50,7 +47,7 @@ pub(super) async fn create(
         size_bytes: sizes.choose(floor, default)?,
         source,
         codec: parameters.codec,
-        durability: parameters.durability,
+        durability,
     };
     // Another request may have made it meanwhile.
     same(&volume.name, &storage.create_volume(&volume).await?, sizes, source)
@@ -113,7 +110,8 @@ pub(super) async fn validate(
     let handle = VolumeHandle::required(&request.volume_id)?;
     storage.volume(handle).await?;
     let supported = Capability::all(&request.volume_capabilities)
-        .and_then(|_| Parameters::parse(&request.parameters).map(|_| ()));
+        .and_then(|_| Parameters::parse(&request.parameters))
+        .and_then(|_| params::mutable(&request.mutable_parameters).map(|_| ()));
     Ok(match supported {
         Ok(()) => ValidateVolumeCapabilitiesResponse {
             confirmed: Some(Confirmed {
@@ -165,6 +163,20 @@ pub(super) async fn expand(
     let node_expansion_required =
         capability.is_none_or(|capability| matches!(capability.form, Form::Filesystem { .. }));
     Ok(ControllerExpandVolumeResponse { capacity_bytes: to_csi(capacity_bytes), node_expansion_required })
+}
+
+pub(super) async fn modify(
+    storage: &dyn Storage,
+    request: ControllerModifyVolumeRequest,
+) -> Result<ControllerModifyVolumeResponse, Status> {
+    check_present(&request.volume_id)?;
+    let durability = params::mutable(&request.mutable_parameters)?;
+    let handle = VolumeHandle::required(&request.volume_id)?;
+    match durability {
+        Some(durability) => storage.set_durability(handle, durability).await?,
+        None => storage.volume(handle).await.map(|_| ())?,
+    }
+    Ok(ControllerModifyVolumeResponse {})
 }
 
 pub(super) async fn get(

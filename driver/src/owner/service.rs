@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use holdfast_csi_proto::node::owner_server::Owner;
 use holdfast_csi_proto::node::{
-    CutRequest, CutResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, FreezeRequest, FreezeResponse,
-    HydrationProgressRequest, HydrationProgressResponse, Owned, ResizeRequest, ResizeResponse, ThawRequest,
-    ThawResponse,
+    ApplyParametersRequest, ApplyParametersResponse, CutRequest, CutResponse, DeleteSnapshotRequest,
+    DeleteSnapshotResponse, FreezeRequest, FreezeResponse, HydrationProgressRequest,
+    HydrationProgressResponse, Owned, ResizeRequest, ResizeResponse, ThawRequest, ThawResponse,
 };
 use holdfast_engine::ids::{ObjectId, SnapshotId};
 use holdfast_engine::log::Op;
@@ -102,6 +102,15 @@ impl Owner for OwnerService {
         }
         let grown = self.volumes.grow(volume.handle).await?;
         Ok(Response::new(ResizeResponse { size_bytes: grown.size_bytes }))
+    }
+
+    async fn apply_parameters(
+        &self,
+        request: Request<ApplyParametersRequest>,
+    ) -> Result<Response<ApplyParametersResponse>, Status> {
+        let volume = self.find(request.get_ref().owned.as_ref())?;
+        self.volumes.apply_parameters(volume.handle).await?;
+        Ok(Response::new(ApplyParametersResponse {}))
     }
 
     async fn freeze(&self, request: Request<FreezeRequest>) -> Result<Response<FreezeResponse>, Status> {

@@ -8,6 +8,7 @@
 mod certificates;
 #[path = "../common/mod.rs"]
 mod common;
+mod journals;
 mod site;
 
 use std::fs::File;

@@ -10,10 +10,10 @@ use holdfast_csi_proto::csi::node_client::NodeClient;
 use holdfast_csi_proto::csi::volume_capability::access_mode::Mode;
 use holdfast_csi_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use holdfast_csi_proto::csi::{
-    CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateSnapshotRequest,
-    CreateVolumeRequest, DeleteVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Snapshot, Volume, VolumeCapability,
-    VolumeContentSource,
+    CapacityRange, ControllerModifyVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteVolumeRequest,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    Snapshot, Volume, VolumeCapability, VolumeContentSource,
 };
 use tempfile::TempDir;
 use tonic::Status;
@@ -62,7 +62,7 @@ pub struct Node {
     pub name: &'static str,
     pub client: NodeClient<Channel>,
     pub process: Process,
-    _keeper: KeeperProcess,
+    keeper: KeeperProcess,
     arguments: Vec<String>,
     log: PathBuf,
     dir: PathBuf,
@@ -112,19 +112,49 @@ impl Site {
         let log = dir.join("log");
         let process = Process::start(&arguments, &log);
         let client = NodeClient::new(channel(&dir.join("csi.sock")).await);
-        Node { name, client, process, _keeper: keeper, arguments, log, dir }
+        Node { name, client, process, keeper, arguments, log, dir }
     }
 
     pub async fn create(&mut self, name: &str, source: Option<VolumeContentSource>) -> Volume {
+        self.create_with(name, source, &[]).await
+    }
+
+    /// A volume of a StorageClass with further parameters.
+    pub async fn create_with(
+        &mut self,
+        name: &str,
+        source: Option<VolumeContentSource>,
+        parameters: &[(&str, &str)],
+    ) -> Volume {
+        let parameters = parameters.iter().chain(&[("pool", "default")]);
         let request = CreateVolumeRequest {
             name: name.into(),
             capacity_range: Some(CapacityRange { required_bytes: 64 * MIB, limit_bytes: 0 }),
             volume_capabilities: vec![filesystem(Mode::SingleNodeWriter)],
-            parameters: HashMap::from([("pool".into(), "default".into())]),
+            parameters: parameters.map(|(name, value)| (name.to_string(), value.to_string())).collect(),
             volume_content_source: source,
             ..CreateVolumeRequest::default()
         };
         self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap()
+    }
+
+    /// Says when the volume's fsyncs return, as a VolumeAttributesClass does.
+    pub async fn modify(&mut self, volume: &Volume, durability: &str) {
+        let request = ControllerModifyVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            mutable_parameters: HashMap::from([("durability".into(), durability.into())]),
+            ..ControllerModifyVolumeRequest::default()
+        };
+        self.controller.controller_modify_volume(request).await.unwrap();
+    }
+
+    /// The store is down until this is dropped.
+    pub fn without_store(&self) -> StoreDown {
+        let (there, away) = (self.dir.path().join("pool"), self.dir.path().join("pool-away"));
+        std::fs::rename(&there, &away).unwrap();
+        // In the way of whoever would make the directory anew.
+        std::fs::write(&there, "").unwrap();
+        StoreDown { there, away }
     }
 
     pub async fn delete(&mut self, volume: &Volume) {
@@ -176,6 +206,19 @@ impl Site {
     }
 }
 
+/// See [`Site::without_store`].
+pub struct StoreDown {
+    there: PathBuf,
+    away: PathBuf,
+}
+
+impl Drop for StoreDown {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.there).unwrap();
+        std::fs::rename(&self.away, &self.there).unwrap();
+    }
+}
+
 impl Drop for Site {
     fn drop(&mut self) {
         clean_up(self.dir.path());
@@ -200,6 +243,27 @@ impl Node {
         self.process = Process::start(&self.arguments, &self.log);
         let socket = self.dir.join("csi.sock");
         self.client = NodeClient::new(channel(&socket).await);
+    }
+
+    /// Everything that is not on a disk is gone: processes, memory, mounts.
+    pub fn lose_power(&mut self) {
+        self.process.kill();
+        self.keeper.kill();
+        clean_up(&self.dir);
+    }
+
+    /// The node comes back after [`Self::lose_power`].
+    pub async fn power_on(&mut self) {
+        self.keeper.restart();
+        self.start_again().await;
+    }
+
+    /// The files of journals with this extension.
+    pub fn journals(&self, extension: &str) -> usize {
+        let files = std::fs::read_dir(self.dir.join("state/journals")).unwrap();
+        files
+            .filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|found| found == extension))
+            .count()
     }
 
     pub fn staging(&self, volume: &Volume) -> PathBuf {

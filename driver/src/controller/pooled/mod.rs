@@ -23,6 +23,7 @@ use url::Url;
 use super::storage::{NewVolume, Page, PageRequest, SnapshotInfo, Storage, VolumeInfo};
 use crate::handles::{SnapshotHandle, VolumeHandle};
 use crate::owner::client::Owners;
+use crate::params::Durability;
 use crate::pools::{Found, Pools, deadline};
 use crate::publication::Access;
 use crate::status;
@@ -126,6 +127,10 @@ impl Storage for PooledStorage {
 
     async fn resize(&self, volume: VolumeHandle, size_bytes: u64) -> Result<u64, Status> {
         self.grow(volume, size_bytes, deadline()).await
+    }
+
+    async fn set_durability(&self, volume: VolumeHandle, durability: Durability) -> Result<(), Status> {
+        self.modify(volume, durability, deadline()).await
     }
 
     async fn create_snapshot(&self, volume: VolumeHandle, name: &str) -> Result<SnapshotInfo, Status> {

@@ -1,7 +1,9 @@
 //! Volumes that a node has open: their owner is asked.
 
 use holdfast_csi_proto::node::owner_client::OwnerClient;
-use holdfast_csi_proto::node::{CutRequest, CutResponse, DeleteSnapshotRequest, Owned, ResizeRequest};
+use holdfast_csi_proto::node::{
+    ApplyParametersRequest, CutRequest, CutResponse, DeleteSnapshotRequest, Owned, ResizeRequest,
+};
 use holdfast_engine::ids::SnapshotId;
 use holdfast_engine::log::{Control, Session};
 use tonic::transport::Channel;
@@ -48,6 +50,11 @@ impl Owner {
     pub(super) async fn delete_snapshot(mut self, snapshot: SnapshotId) -> Result<(), Status> {
         let request = DeleteSnapshotRequest { owned: Some(self.owned), snapshot: snapshot.0 };
         self.client.delete_snapshot(request).await.map(|_| ()).map_err(stale)
+    }
+
+    pub(super) async fn apply_parameters(mut self) -> Result<(), Status> {
+        let request = ApplyParametersRequest { owned: Some(self.owned) };
+        self.client.apply_parameters(request).await.map(|_| ()).map_err(stale)
     }
 
     pub(super) async fn resize(mut self, size_bytes: u64) -> Result<u64, Status> {

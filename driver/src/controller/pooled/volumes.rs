@@ -12,12 +12,11 @@ use super::PooledStorage;
 use super::tending;
 use crate::controller::storage::{NewVolume, Source, VolumeInfo};
 use crate::handles::{SnapshotHandle, VolumeHandle};
+use crate::params::{DURABILITY, Durability};
 use crate::status;
 
 /// What the volume was made from, among the notes in its description: CSI wants it back as it was asked for.
 const SOURCE: &str = "source";
-/// When its fsyncs return.
-const DURABILITY: &str = "durability";
 
 fn source_of(json: &VolumeJson) -> Option<Source> {
     let text = json.parameters.get(SOURCE)?;
@@ -106,6 +105,25 @@ impl PooledStorage {
                 control::resize_detached(&found.log, size_bytes, deadline).await.map_err(status::log)?;
                 Ok(size_bytes.max(control.size_bytes))
             }
+        }
+    }
+
+    /// The change is noted in the pool first: a volume that is opened from then on follows it. Then a node that has the
+    /// volume open is told; until it has answered, the call fails and is repeated.
+    pub(super) async fn modify(
+        &self,
+        volume: VolumeHandle,
+        durability: Durability,
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        let (found, _) = self.living(volume, deadline).await?;
+        let changes = BTreeMap::from([(DURABILITY.to_owned(), durability.name().to_owned())]);
+        found.pool.change_parameters(&found.json, &changes, deadline).await.map_err(status::pool)?;
+        // Whoever opens the volume after this replay has read the change.
+        let (_, control) = self.living(volume, deadline).await?;
+        match self.owner(volume, &control).await? {
+            Some(owner) => owner.apply_parameters().await,
+            None => Ok(()),
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! # Guarantees
 //! - One operation at a time on each volume.
+//! - What flushes to a volume's journal is in the store when the volume is detached; a journal whose grant is over is
+//!   never replayed ([`journals`]).
 //! - What was written is in the store when [`Volumes::detach`] returns; the session is closed then.
 //! - After a restart every volume is served again, as soon as its pool can be reached, with what its predecessor had
 //!   answered; until then its I/O waits. One whose grant was taken back meanwhile is given up: its I/O fails.
@@ -13,13 +15,16 @@
 //! The keeper holds stacks and dirty buffers; the publication stands in the stack's context.
 
 mod adopt;
+mod journals;
 mod parts;
 mod reader;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use holdfast_engine::journal::{JournalName, JournaledBuffer, Waiting};
 use holdfast_engine::volume::{Hydration, Volume};
 use tokio::sync::watch;
 use tonic::Status;
@@ -52,14 +57,14 @@ pub struct OpenVolume {
 
 #[derive(Debug, Clone)]
 enum Served {
-    Writer(Volume),
+    Writer(Volume, Arc<JournaledBuffer>),
     Reader(Arc<ReadOnlyVolume>),
 }
 
 impl Served {
     fn device(&self) -> Arc<dyn BlockDevice> {
         match self {
-            Self::Writer(volume) => Arc::new(volume.clone()),
+            Self::Writer(volume, _) => Arc::new(volume.clone()),
             Self::Reader(volume) => Arc::clone(volume) as Arc<dyn BlockDevice>,
         }
     }
@@ -69,9 +74,27 @@ impl OpenVolume {
     /// The session, if it is one that writes.
     pub fn writer(&self) -> Option<&Volume> {
         match &self.served {
-            Served::Writer(volume) => Some(volume),
+            Served::Writer(volume, _) => Some(volume),
             Served::Reader(_) => None,
         }
+    }
+
+    /// The dirty buffer of the session, if it is one that writes.
+    fn buffer(&self) -> Option<&JournaledBuffer> {
+        match &self.served {
+            Served::Writer(_, buffer) => Some(buffer),
+            Served::Reader(_) => None,
+        }
+    }
+
+    /// Whether flushes end in the volume's journal, and what waits there, if it has one.
+    pub fn journal(&self) -> Option<(bool, Waiting)> {
+        let journal = self.buffer()?.journal()?;
+        Some((journal.works(), journal.waiting()))
+    }
+
+    fn journal_name(&self) -> JournalName {
+        journals::name(self.handle, self.publication.grant)
     }
 
     /// Fails once the session is over.
@@ -97,12 +120,20 @@ pub struct OpenVolumes {
     /// What a predecessor served and could not be taken over yet.
     pending: Mutex<BTreeSet<VolumeHandle>>,
     locks: Mutex<BTreeMap<VolumeHandle, Arc<tokio::sync::Mutex<()>>>>,
+    /// Journals of this node that were set aside and are still there.
+    set_aside: AtomicUsize,
 }
 
 impl OpenVolumes {
     /// No volumes yet.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, open: Mutex::default(), pending: Mutex::default(), locks: Mutex::default() }
+        Self {
+            parts,
+            open: Mutex::default(),
+            pending: Mutex::default(),
+            locks: Mutex::default(),
+            set_aside: AtomicUsize::new(0),
+        }
     }
 
     /// What volumes are opened with.
@@ -159,6 +190,7 @@ impl OpenVolumes {
                 }
                 volume.stack.abort().await.map_err(status::stack)?;
                 volume.stack.teardown().await.map_err(status::stack)?;
+                self.parts.drop_journal(&volume)?;
             }
             None => self.parts.front_end.discard(&key).await.map_err(status::stack)?,
         }
@@ -207,10 +239,12 @@ impl Volumes for OpenVolumes {
         };
         if let Some(writer) = volume.writer() {
             // First what may fail for want of the store, while everything still stands.
-            writer.flush().await.map_err(status::volume)?;
+            writer.drain().await.map_err(status::volume)?;
         }
         volume.stack.teardown().await.map_err(status::stack)?;
         if let Some(writer) = volume.writer() {
+            writer.drain().await.map_err(status::volume)?;
+            self.parts.drop_journal(&volume)?;
             writer.close().await.map_err(status::volume)?;
         }
         let key = handle.to_string();

@@ -8,6 +8,7 @@ use holdfast_engine::env::Env;
 use holdfast_engine::gc::{Rhythm, maintain};
 use holdfast_engine::host::{HostError, OpenAs};
 use holdfast_engine::ids::VolumeId;
+use holdfast_engine::journal::Journals;
 use holdfast_engine::volume::{Fetcher, Hydration, Limits, OpenError, hydrate};
 use tokio::sync::watch;
 use tonic::Status;
@@ -38,6 +39,8 @@ pub struct Parts {
     pub endpoint: String,
     /// Bytes of each volume's dirty buffer.
     pub dirty_bytes: usize,
+    /// The journals on this node's disk.
+    pub journals: Journals,
 }
 
 impl Parts {
@@ -66,7 +69,7 @@ impl Parts {
     }
 
     /// Opens a volume; with it, the volumes in other pools that it still reads.
-    async fn open(
+    pub(super) async fn open(
         &self,
         handle: VolumeHandle,
         publication: Publication,
@@ -77,14 +80,16 @@ impl Parts {
         match publication.access {
             Access::ReadWrite => {
                 let foreign = host.foreign(&found.pool, volume, deadline).await.map_err(status::pool)?;
+                let inner = self.dirty_buffer(handle).await?;
+                let buffer = self.journaled(handle, publication.grant, &found, inner).await?;
                 let open = OpenAs {
                     grant: publication.grant,
                     endpoint: self.endpoint.clone(),
-                    buffer: self.dirty_buffer(handle).await?,
+                    buffer: Arc::clone(&buffer) as Arc<dyn DirtyBuffer>,
                     limits: Limits::default(),
                 };
                 match host.open(&found.pool, volume, open, deadline).await {
-                    Ok(volume) => Ok((Served::Writer(volume), foreign)),
+                    Ok(volume) => Ok((Served::Writer(volume, buffer), foreign)),
                     Err(HostError::Open(
                         error @ (OpenError::NotGranted { .. } | OpenError::NoSuchVolume { .. }),
                     )) => Err(Refused::Lost(status::open(error))),
@@ -133,7 +138,7 @@ fn assemble(
     served: Served,
     foreign: BTreeSet<VolumeId>,
 ) -> OpenVolume {
-    if let Served::Writer(writer) = &served {
+    if let Served::Writer(writer, _) = &served {
         let writer = writer.clone();
         tokio::spawn(async move {
             let over = maintain(writer, Rhythm::default()).await;
@@ -142,7 +147,7 @@ fn assemble(
     }
     let done = foreign.is_empty();
     let (progress, hydration) = watch::channel(Hydration { done, ..Hydration::default() });
-    if let (Served::Writer(writer), false) = (&served, done) {
+    if let (Served::Writer(writer, _), false) = (&served, done) {
         let writer = writer.clone();
         tokio::spawn(async move {
             match hydrate(writer, foreign, 0, progress).await {
