@@ -3,7 +3,8 @@
 use holdfast_engine::ids::{GrantId, SessionId};
 use holdfast_engine::log::{GrantMode, Op};
 
-use crate::state::{RecordRef, ReplayedRef, Rule, Store, World};
+use super::state::{Rule, Store, World};
+use crate::history::{RecordRef, ReplayedRef};
 
 /// A writer in an open session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,7 +88,7 @@ pub fn node(world: &mut World, name: char, node: Node, store: &Store, out: &mut 
                 out.push((to(Phase::Replay(number + 1, world.step(state, *record), base)), store.clone()));
             } else if number <= scope.highest {
                 let open = open_record(world, name, node.opens, state);
-                let session = world.records[open as usize].id;
+                let session = world.history.get(open).id;
                 let state = world.step(state, open);
                 let writer = Writer { next: number + 1, session, state, done: 0, pending: None };
                 let phase = if world.keeps(Rule::Relist) {
@@ -186,7 +187,7 @@ fn live(
         ..writer
     };
     match store.log.get(&writer.next) {
-        Some(found) if world.records[*found as usize].id == world.records[pending as usize].id => {
+        Some(found) if world.history.get(*found).id == world.history.get(pending).id => {
             out.push((to(committed), acknowledge(store, pending)));
         }
         Some(found) => {
@@ -205,7 +206,7 @@ fn live(
             if store.late.len() < scope.late {
                 let mut late = store.clone();
                 late.late.insert((writer.next, pending));
-                let nonce = world.name(pending);
+                let nonce = world.history.name(pending);
                 if !world.keeps(Rule::SameBytes) && !nonce.ends_with('\'') {
                     let again = write_record(world, &format!("{nonce}'"), &writer);
                     out.push((Node { phase: Phase::Changed(writer, again), ..node }, late.clone()));
@@ -220,7 +221,7 @@ fn live(
 /// Deletes a record that a checkpoint covers.
 fn delete(world: &World, node: Node, covered: u8, store: &Store, out: &mut Vec<(Node, Store)>) {
     for (number, record) in store.log.range(..=covered) {
-        if world.keeps(Rule::KeepSessionRecords) && world.records[*record as usize].is_kept() {
+        if world.keeps(Rule::KeepSessionRecords) && world.history.get(*record).is_kept() {
             continue;
         }
         let mut deleted = store.clone();
