@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use holdfast_csi_proto::node::owner_server::Owner;
 use holdfast_csi_proto::node::{
-    CutRequest, CutResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, FreezeRequest, FreezeResponse,
-    HydrationProgressRequest, HydrationProgressResponse, ResizeRequest, ResizeResponse, ThawRequest,
-    ThawResponse,
+    ApplyParametersRequest, ApplyParametersResponse, CutRequest, CutResponse, DeleteSnapshotRequest,
+    DeleteSnapshotResponse, FreezeRequest, FreezeResponse, HydrationProgressRequest,
+    HydrationProgressResponse, ResizeRequest, ResizeResponse, ThawRequest, ThawResponse,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -39,6 +39,13 @@ impl Owner for Growing {
 
     async fn resize(&self, request: Request<ResizeRequest>) -> Result<Response<ResizeResponse>, Status> {
         Ok(Response::new(ResizeResponse { size_bytes: request.get_ref().size_bytes }))
+    }
+
+    async fn apply_parameters(
+        &self,
+        _: Request<ApplyParametersRequest>,
+    ) -> Result<Response<ApplyParametersResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
     }
 
     async fn freeze(&self, _: Request<FreezeRequest>) -> Result<Response<FreezeResponse>, Status> {
