@@ -63,6 +63,7 @@ pub enum Rule {
     /// A pin stays while a deleted snapshot that is pinned itself still names the ancestor.
     PinnedMapsCount,
     /// A pin is not removed while a deleter's listings that were under way when it was put go on.
+    /// Nothing enforces this but the time that a clone needs to come and go.
     PinsRest,
 }
 
