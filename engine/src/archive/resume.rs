@@ -170,12 +170,12 @@ impl Covered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{PoolId, SnapshotId};
+    use crate::ids::{PoolId, SnapshotId, VolumeId};
 
     #[test]
     fn attempts_share_a_run_until_it_has_ended() {
         let source =
-            Handle { pool: PoolId([1; 16]), volume: ObjectId([2; 16]), snapshot: Some(SnapshotId(7)) };
+            Handle { pool: PoolId([1; 16]), volume: VolumeId([2; 16]), snapshot: Some(SnapshotId(7)) };
         let mut control = Control::default();
         let first = run_id(&control, source, "point");
         assert_eq!(run_id(&control, source, "point"), first);
