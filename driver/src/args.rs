@@ -74,6 +74,10 @@ pub struct NodeArgs {
     /// Bytes of the read cache on disk; 0 for none.
     #[arg(long, default_value_t = 10 << 30)]
     pub cache_bytes: u64,
+    /// Seconds that I/O of volumes waits for a store that is away before it fails, counted from the beginning of the
+    /// outage.
+    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub outage_seconds: u64,
     /// Bytes of each volume's buffer for writes that are not yet in the store.
     #[arg(long, default_value_t = 32 << 20)]
     pub dirty_bytes: usize,

@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
+use crate::incidents::{Incident, Incidents};
 use crate::metrics::Metrics;
 
 /// What a pool is used for.
@@ -45,14 +46,21 @@ struct Pools {
 /// Tells which pools are loaded now.
 pub type ListPools = Arc<dyn Fn() -> Vec<LoadedPool> + Send + Sync>;
 
+#[derive(Debug, Serialize)]
+struct Latest {
+    incidents: Vec<Incident>,
+}
+
 /// `/healthz` says that the process runs, and depends on nothing else: a store that is down must not have the process
 /// restarted, which would help nobody. `/pools` lists the loaded pools and targets; the operator reads it to learn
-/// when all nodes know a target.
-pub fn health(pools: ListPools) -> Router {
+/// when all nodes know a target. `/incidents` tells what befell volumes; the operator makes events of it.
+pub fn health(pools: ListPools, incidents: Incidents) -> Router {
+    let latest = || async move { Json(Latest { incidents: incidents.latest() }) };
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/pools", get(|State(pools): State<ListPools>| async move { Json(Pools { pools: pools() }) }))
         .with_state(pools)
+        .route("/incidents", get(latest))
 }
 
 /// `/metrics`.
@@ -93,10 +101,13 @@ pub async fn serve(
 mod tests {
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
+    use holdfast_engine::env::Env;
+    use holdfast_engine::ids::{PoolId, VolumeId};
     use prometheus_client::metrics::counter::Counter;
     use tower::ServiceExt;
 
     use super::*;
+    use crate::handles::VolumeHandle;
 
     async fn answer(router: Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).expect("valid");
@@ -111,11 +122,25 @@ mod tests {
         let pools: ListPools = Arc::new(|| {
             vec![LoadedPool { name: "default".into(), id: "07".repeat(16), kind: PoolKind::Pool }]
         });
-        let (status, body) = answer(health(Arc::clone(&pools)), "/pools").await;
+        let health = || health(Arc::clone(&pools), Incidents::default());
+        let (status, body) = answer(health(), "/pools").await;
         assert_eq!(status, StatusCode::OK);
         let id = "07".repeat(16);
         assert_eq!(body, format!(r#"{{"pools":[{{"name":"default","id":"{id}","kind":"pool"}}]}}"#));
-        assert_eq!(answer(health(pools), "/healthz").await, (StatusCode::OK, "ok\n".into()));
+        assert_eq!(answer(health(), "/healthz").await, (StatusCode::OK, "ok\n".into()));
+    }
+
+    #[tokio::test]
+    async fn incidents_are_told_as_the_operator_reads_them() {
+        let incidents = Incidents::default();
+        let volume = VolumeHandle { pool: PoolId([1; 16]), volume: VolumeId([2; 16]) };
+        incidents.writes_dropped(&Env::system(), volume, 4096, "it was detached");
+        let (status, body) = answer(health(Arc::new(Vec::new), incidents), "/incidents").await;
+        assert_eq!(status, StatusCode::OK);
+        let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        let told = &body["incidents"][0];
+        assert_eq!((&told["volume"], &told["reason"]), (&volume.to_string().into(), &"WritesDropped".into()));
+        assert!(told["id"].is_string() && told["message"].is_string() && told["timeMs"].is_u64(), "{told}");
     }
 
     #[tokio::test]

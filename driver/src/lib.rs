@@ -17,6 +17,7 @@ pub mod frontend;
 pub mod handles;
 pub mod health;
 pub mod identity;
+pub mod incidents;
 pub mod keeper;
 pub mod loopdev;
 pub mod metrics;

@@ -130,6 +130,14 @@ impl Collector for VolumeMetrics {
                 .encode(dirty.encode_family(&labels)?)?;
         }
         self.encode_journals(&mut encoder, &volumes)?;
+        let help = "Seconds for which the store of a volume has been away and its I/O has waited; 0 while it answers";
+        let mut away =
+            encoder.encode_descriptor("volume_store_away_seconds", help, None, MetricType::Gauge)?;
+        for volume in &volumes {
+            let labels = OfVolume { volume: volume.handle.to_string() };
+            let seconds = volume.away().map_or(0.0, |(since, _)| since.elapsed().as_secs_f64());
+            ConstGauge::new(seconds).encode(away.encode_family(&labels)?)?;
+        }
         let help = "Whether a volume's session is over and all its I/O fails";
         let mut over = encoder.encode_descriptor("volume_over", help, None, MetricType::Gauge)?;
         for volume in &volumes {

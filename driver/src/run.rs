@@ -27,6 +27,7 @@ use crate::controller::pooled::{PooledStorage, tending};
 use crate::frontend::incarnation::IncarnationError;
 use crate::frontend::{FrontEnd, Incarnation};
 use crate::health::{self, HttpError};
+use crate::incidents::Incidents;
 use crate::keeper::{Link, LinkError};
 use crate::metrics::Metrics;
 use crate::mount::SystemMounter;
@@ -46,6 +47,8 @@ use crate::sockets::{self, SocketError};
 
 /// How long a predecessor may take to die, and the keeper to appear.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long the pools may take to open before what a predecessor served is taken over.
+const LOAD_LIMIT: Duration = Duration::from_secs(3);
 /// How long calls may go on after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(20);
 /// Memory for chunks.
@@ -116,7 +119,10 @@ pub async fn controller(args: ControllerArgs) -> Result<(), RunError> {
     end_together(&stop, async {
         tokio::try_join!(
             async { Ok(rpc::serve(listener, services, metrics.clone(), stopped(&stop)).await?) },
-            async { Ok(health::serve(health_addr, health::health(pools.list()), stopped(&stop)).await?) },
+            async {
+                let health = health::health(pools.list(), Incidents::default());
+                Ok(health::serve(health_addr, health, stopped(&stop)).await?)
+            },
             async {
                 Ok(health::serve(metrics_addr, health::metrics(metrics.clone()), stopped(&stop)).await?)
             },
@@ -143,6 +149,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         state_dir,
         keeper_socket,
         cache_bytes,
+        outage_seconds,
         dirty_bytes,
         journal_dir,
         journal_bytes,
@@ -160,7 +167,6 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
     let journal_dir = journal_dir.unwrap_or_else(|| state_dir.join("journals"));
     let journals = Journals::new(journal_dir, journal_bytes, Patience::default())?;
     let pools = Pools::new(&common.pools, Access::ReadOnly, cache, env.clone());
-    pools.load().await;
 
     let tls = common.tls_dir.map(TlsFiles::new);
     let owner_listener = match &tls {
@@ -174,6 +180,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         Some(listener) => listener.local_addr().map_err(system("the address of nodes"))?.to_string(),
         None => String::new(),
     };
+    let incidents = Incidents::default();
     // Shared with the host, so that the mounts outlive the container.
     let fuse_dir = kubelet_dir.join("plugins").join(crate::identity::DRIVER_NAME).join("fuse");
     let volumes = Arc::new(OpenVolumes::new(Parts {
@@ -185,37 +192,47 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         endpoint,
         dirty_bytes,
         journals,
+        outage: Duration::from_secs(outage_seconds),
+        incidents: incidents.clone(),
     }));
     let counted = (PoolMetrics { pools: pools.clone() }, VolumeMetrics { volumes: Arc::clone(&volumes) });
     metrics.register(|registry| {
         registry.register_collector(Box::new(counted.0));
         registry.register_collector(Box::new(counted.1));
+        registry.register_collector(Box::new(incidents.clone()));
     });
-    volumes.adopt_all().await.map_err(RunError::Adopt)?;
-
     let records = Records::open(state_dir.join("mounts"))?;
     let mounter = Arc::new(SystemMounter::new(offload));
     let node = NodeService::new(node_id.clone(), Arc::clone(&volumes) as Arc<_>, mounter, records);
     let services = rpc::identity().add_service(NodeServer::new(node));
-    // The CSI socket first: the kubelet dials it as soon as it finds the other.
     let registered_at = sockets::path_of(&common.endpoint)?;
-    let listener = sockets::bind(&registered_at)?;
-    let registration = sockets::bind(&registration::socket(&kubelet_dir))?;
-    end_together(&stop, async {
+    let calls = async {
+        // A store that is away must hold up neither the volumes of the others nor the calls.
+        let _ = tokio::time::timeout(LOAD_LIMIT, pools.load()).await;
+        volumes.adopt_all().await.map_err(RunError::Adopt)?;
+        // The CSI socket first: the kubelet dials it as soon as it finds the other.
+        let listener = sockets::bind(&registered_at)?;
+        let registration = sockets::bind(&registration::socket(&kubelet_dir))?;
         tokio::try_join!(
             async { Ok(rpc::serve(listener, services, metrics.clone(), stopped(&stop)).await?) },
-            async { Ok(register(registration, registered_at, stopped(&stop)).await?) },
+            async { Ok(register(registration, registered_at.clone(), stopped(&stop)).await?) },
             async {
-                match (owner_listener, tls) {
-                    (Some(listener), Some(tls)) => {
-                        let owner = Arc::new(OwnerService::new(Arc::clone(&volumes)));
-                        Ok(server::serve(listener, tls, metrics.clone(), owner, stopped(&stop)).await?)
-                    }
-                    (Some(_), None) | (None, Some(_)) | (None, None) => Ok(()),
-                }
+                let Some((listener, tls)) = owner_listener.zip(tls) else { return Ok(()) };
+                let owner = Arc::new(OwnerService::new(Arc::clone(&volumes)));
+                Ok(server::serve(listener, tls, metrics.clone(), owner, stopped(&stop)).await?)
             },
             async {
-                Ok(health::serve(common.health_addr, health::health(pools.list()), stopped(&stop)).await?)
+                volumes.tend_journals(&stop).await;
+                Ok(())
+            },
+        )
+    };
+    // Liveness from the beginning: it depends on no store.
+    let watched = async {
+        tokio::try_join!(
+            async {
+                let health = health::health(pools.list(), incidents);
+                Ok(health::serve(common.health_addr, health, stopped(&stop)).await?)
             },
             async {
                 Ok(health::serve(common.metrics_addr, health::metrics(metrics.clone()), stopped(&stop))
@@ -225,13 +242,9 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
                 pools.watch(Some(&node_id), &stop).await;
                 Ok(())
             },
-            async {
-                volumes.tend_journals(&stop).await;
-                Ok(())
-            },
         )
-    })
-    .await
+    };
+    end_together(&stop, async { tokio::try_join!(watched, calls) }).await
 }
 
 async fn register(

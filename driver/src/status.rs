@@ -277,6 +277,7 @@ fn volume_code(error: &VolumeError) -> Code {
         VolumeError::Codec { reason, .. } => codec_code(reason),
         VolumeError::Store { reason, .. } => store_code(reason),
         VolumeError::Buffer { reason, .. } => buffer_code(reason),
+        VolumeError::NoAnswer { .. } => Code::Unavailable,
     }
 }
 

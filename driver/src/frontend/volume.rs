@@ -55,6 +55,7 @@ impl From<VolumeError> for DeviceError {
             | VolumeError::Log { .. }
             | VolumeError::Codec { .. }
             | VolumeError::Store { .. }
+            | VolumeError::NoAnswer { .. }
             | VolumeError::Buffer { .. } => DeviceError::Io(error.to_string()),
         }
     }

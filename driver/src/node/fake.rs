@@ -20,6 +20,7 @@ pub type Shown = (PathBuf, bool);
 struct State {
     attached: BTreeMap<VolumeHandle, Attached>,
     revoked: BTreeSet<GrantId>,
+    away: bool,
     sizes: BTreeMap<VolumeHandle, u64>,
     mounts: BTreeMap<PathBuf, Shown>,
     /// What was done, in order.
@@ -56,6 +57,15 @@ impl FakeNode {
         }
     }
 
+    /// Takes the store away, or brings it back.
+    pub fn take_store_away(&self, away: bool) {
+        let mut state = self.state();
+        state.away = away;
+        for attached in state.attached.values_mut() {
+            attached.away = away.then(|| "the store does not answer".into());
+        }
+    }
+
     /// Grows the volume, as the controller does.
     pub fn resize(&self, volume: VolumeHandle, size_bytes: u64) {
         self.state().sizes.insert(volume, size_bytes);
@@ -75,9 +85,14 @@ impl Volumes for FakeNode {
         }
         state.log.push("attach".into());
         let size_bytes = *state.sizes.entry(volume).or_insert(1 << 30);
-        let attached = Attached { device: "/dev/loop7".into(), publication, size_bytes, over: None };
+        let attached =
+            Attached { device: "/dev/loop7".into(), publication, size_bytes, over: None, away: None };
         state.attached.insert(volume, attached.clone());
         Ok(attached)
+    }
+
+    async fn flush(&self, _: VolumeHandle) -> Result<(), Status> {
+        if self.state().away { Err(Status::unavailable("the store is away")) } else { Ok(()) }
     }
 
     async fn detach(&self, volume: VolumeHandle) -> Result<(), Status> {

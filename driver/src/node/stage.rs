@@ -81,6 +81,9 @@ pub(super) async fn unstage(parts: &Parts, volume: VolumeHandle, staging: &Path)
     let record = parts.records.load(volume).map_err(status::record)?;
     match parts.volumes.attached(volume).await? {
         Some(attached) if attached.over.is_none() => {
+            // First what tells whether the store answers: the unmount of a volume whose store is away hangs in the
+            // kernel until it is back.
+            parts.volumes.flush(volume).await?;
             parts.mounter.unmount(staging).await.map_err(status::mount)?;
             parts.volumes.detach(volume).await?;
             parts.records.save(volume, &Record::default()).map_err(status::record)

@@ -42,7 +42,10 @@ pub(super) async fn stats(
             ]
         }
     };
-    let condition = VolumeCondition { abnormal: false, message: "the volume is served".into() };
+    let condition = match attached.away {
+        Some(message) => VolumeCondition { abnormal: true, message },
+        None => VolumeCondition { abnormal: false, message: "the volume is served".into() },
+    };
     Ok(NodeGetVolumeStatsResponse { usage, volume_condition: Some(condition) })
 }
 

@@ -217,6 +217,24 @@ async fn a_session_that_is_over_blocks_neither_unpublishing_nor_unstaging() {
 }
 
 #[tokio::test]
+async fn while_the_store_is_away_the_condition_says_so_and_nothing_is_unstaged() {
+    let kubelet = Kubelet::new();
+    kubelet.publish(FIRST, filesystem(Mode::SingleNodeWriter), "/pod/a", false).await.expect("published");
+    kubelet.node.take_store_away(true);
+    let stats = kubelet.stats("/pod/a").await.expect("is there");
+    let condition = stats.volume_condition.expect("has one");
+    assert!(condition.abnormal && condition.message.contains("does not answer"), "{condition:?}");
+    assert!(!stats.usage.is_empty());
+    kubelet.unpublish("/pod/a").await.expect("needs no store");
+    assert_eq!(kubelet.unstage().await.expect_err("would hang").code(), Code::Unavailable);
+    assert!(kubelet.node.mounts().contains_key(&PathBuf::from(STAGING)));
+
+    kubelet.node.take_store_away(false);
+    kubelet.unstage().await.expect("unstaged");
+    assert_eq!(kubelet.node.mounts().len(), 0);
+}
+
+#[tokio::test]
 async fn read_write_once_pod_has_one_path_also_after_a_restart() {
     let mut kubelet = Kubelet::new();
     let capability = || filesystem(Mode::SingleNodeSingleWriter);

@@ -24,6 +24,8 @@ pub struct Attached {
     pub size_bytes: u64,
     /// Why its session has ended, if it has: then all I/O fails.
     pub over: Option<String>,
+    /// What keeps it from its store, if anything does: then I/O that needs the store waits.
+    pub away: Option<String>,
 }
 
 /// See the module's documentation.
@@ -32,6 +34,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// Opens a volume and serves it as a block device. A volume that is attached under this publication stays as it
     /// is. `FAILED_PRECONDITION` if it is attached under another one, or if the grant is no longer in force.
     async fn attach(&self, volume: VolumeHandle, publication: Publication) -> Result<Attached, Status>;
+
+    /// Writes out what has been answered. `UNAVAILABLE`, within seconds, while the store does not take it.
+    async fn flush(&self, volume: VolumeHandle) -> Result<(), Status>;
 
     /// Writes out, closes and removes the block device, on which nothing may be mounted. What is not attached is
     /// detached already.

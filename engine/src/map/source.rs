@@ -38,6 +38,16 @@ pub enum MapError {
     },
 }
 
+impl MapError {
+    /// Whether the same request may succeed later because only the store stands in its way.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(reason) => reason.may_pass(),
+            Self::Codec(_) | Self::UnknownAncestor(_) | Self::Damaged { .. } | Self::Refused { .. } => false,
+        }
+    }
+}
+
 /// Why a page is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {

@@ -10,17 +10,18 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::{Access, Pool, PoolError};
 use crate::env::Env;
 use crate::ids::PoolId;
-use crate::store::{PoolConfig, UnfitStore};
+use crate::store::{ConfigError, PoolConfig, UnfitStore};
 
 /// What a pool is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,13 +81,16 @@ impl Slot {
 
     /// Whether there is anything to do for a file with this content.
     fn is_settled(&self, digest: &[u8]) -> bool {
-        let hopeless = matches!(
-            self.error,
-            None | Some(
-                PoolError::Config { .. } | PoolError::Unfit { reason: UnfitStore::Breaks { .. }, .. }
-            )
-        );
-        hopeless && self.digest == digest
+        let for_good = match &self.error {
+            // A directory may come to be there, or a disk be mended.
+            Some(PoolError::Config { reason: ConfigError::Directory { .. }, .. }) => false,
+            None
+            | Some(PoolError::Config { .. } | PoolError::Unfit { reason: UnfitStore::Breaks { .. }, .. }) => {
+                true
+            }
+            Some(_) => false,
+        };
+        for_good && self.digest == digest
     }
 }
 
@@ -143,7 +147,8 @@ impl PoolSet {
         slots.iter().filter_map(entry).collect()
     }
 
-    /// Reads the directories, and opens what is new, changed, or was out of reach.
+    /// Reads the directories, and opens what is new, changed, or was out of reach. Each pool can be used as soon as it
+    /// is open, however long others take.
     pub async fn refresh(&self) {
         let _one_at_a_time = self.refreshing.lock().await;
         if self.sources.is_empty() {
@@ -164,19 +169,22 @@ impl PoolSet {
             }
         }
         let known = self.slots().clone();
-        let pending = found.iter().filter_map(|(key, (access, text))| {
-            let digest = digest(&SHA256, text.as_ref().unwrap_or_else(|error| error).as_bytes());
-            let before = known.get(key);
-            if before.is_some_and(|slot| slot.is_settled(digest.as_ref())) {
-                return None;
-            }
-            let before = before.and_then(|slot| slot.open.clone());
-            Some(self.load(key, digest.as_ref().to_vec(), *access, text, before))
-        });
-        let loaded = join_all(pending).await;
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        slots.retain(|key, _| found.contains_key(key));
-        slots.extend(loaded);
+        let mut pending: FuturesUnordered<_> = found
+            .iter()
+            .filter_map(|(key, (access, text))| {
+                let digest = digest(&SHA256, text.as_ref().unwrap_or_else(|error| error).as_bytes());
+                let before = known.get(key);
+                if before.is_some_and(|slot| slot.is_settled(digest.as_ref())) {
+                    return None;
+                }
+                let before = before.and_then(|slot| slot.open.clone());
+                Some(self.load(key, digest.as_ref().to_vec(), *access, text, before))
+            })
+            .collect();
+        self.slots_mut().retain(|key, _| found.contains_key(key));
+        while let Some((key, slot)) = pending.next().await {
+            self.slots_mut().insert(key, slot);
+        }
     }
 
     /// Refreshes `every` so often, until `stop` is cancelled.
@@ -224,6 +232,10 @@ impl PoolSet {
             }
         };
         (key.clone(), slot)
+    }
+
+    fn slots_mut(&self) -> RwLockWriteGuard<'_, Slots> {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slots(&self) -> RwLockReadGuard<'_, Slots> {

@@ -5,6 +5,8 @@
 //! - An object appears whole or not at all: it is written to a file without a name (`O_TMPFILE`), which is then linked
 //!   into its place; linking does not replace.
 //! - What a get returns, or a put says exists, is on the disk too.
+//! - A directory that is taken away, or replaced by another (its file system is unmounted), is a store that is away: it
+//!   is never taken for an empty one, and nothing is put into what lies at its path instead.
 //!
 //! # Assumptions
 //! The file system is local to the machine, or to the nodes of one kind cluster that share it, and knows unnamed files:
@@ -34,13 +36,14 @@ const FRESH: Duration = Duration::from_secs(60);
 /// A store in a directory.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    root: Arc<PathBuf>,
+    root: Arc<Root>,
 }
 
 impl Directory {
     /// The store in `root`, which exists.
     pub fn new(root: PathBuf) -> Self {
-        Self { root: Arc::new(root) }
+        let identity = identity(&root).ok();
+        Self { root: Arc::new(Root { path: root, identity }) }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -49,12 +52,24 @@ impl Directory {
         work: impl FnOnce(&Root, &str) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (root, owned) = (Arc::clone(&self.root), key.to_owned());
-        let outcome = tokio::task::spawn_blocking(move || work(&Root(&root), &owned)).await;
-        match outcome {
+        let outcome = tokio::task::spawn_blocking(move || {
+            root.is_there()?;
+            let outcome = work(&root, &owned);
+            // What was not found may have been taken away with all the rest.
+            root.is_there()?;
+            outcome
+        });
+        match outcome.await {
             Ok(outcome) => outcome.map_err(|error| io_error(key, error)),
             Err(error) => Err(StoreError::Unavailable { key: key.into(), reason: error.to_string() }),
         }
     }
+}
+
+/// Device and inode of a directory.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn io_error(key: &str, error: io::Error) -> StoreError {
@@ -91,28 +106,46 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// The blocking half of a [`Directory`].
-struct Root<'a>(&'a Path);
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+}
 
-impl Root<'_> {
-    fn path(&self, key: &str) -> io::Result<PathBuf> {
+impl Root {
+    /// Fails unless the directory is the one that it was.
+    fn is_there(&self) -> io::Result<()> {
+        let away = |what| io::Error::new(io::ErrorKind::HostUnreachable, what);
+        match identity(&self.path) {
+            Ok(found) if Some(found) == self.identity => Ok(()),
+            Ok(_) => Err(away("another directory lies in its place; is its file system mounted?")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(away("its directory is missing")),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn place(&self, key: &str) -> io::Result<PathBuf> {
         let relative = Path::new(key);
         if key.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a key of a pool"));
         }
-        Ok(self.0.join(relative))
+        Ok(self.path.join(relative))
     }
 
     fn put(&self, key: &str, body: &[u8]) -> io::Result<()> {
-        let path = self.path(key)?;
-        let parent = path.parent().unwrap_or(self.0);
+        let path = self.place(key)?;
+        let parent = path.parent().unwrap_or(&self.path);
         if path.try_exists()? {
             // Somebody may be between link and sync: what we say exists must be durable.
             sync(parent)?;
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let mode = Mode::from_raw_mode(0o644);
-        let mut file =
-            File::from(rustix::fs::open(self.0, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode)?);
+        let mut file = File::from(rustix::fs::open(
+            &self.path,
+            OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
+            mode,
+        )?);
         file.write_all(body)?;
         file.sync_all()?;
         let linked = match link(&file, &path) {
@@ -130,12 +163,12 @@ impl Root<'_> {
     }
 
     fn make_directories(&self, directory: &Path) -> io::Result<()> {
-        if directory == self.0 {
+        if directory == self.path {
             return Ok(());
         }
         match make_directory(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.make_directories(directory.parent().unwrap_or(self.0))?;
+                self.make_directories(directory.parent().unwrap_or(&self.path))?;
                 make_directory(directory)
             }
             outcome => outcome,
@@ -143,13 +176,13 @@ impl Root<'_> {
     }
 
     fn get(&self, key: &str) -> io::Result<Bytes> {
-        let path = self.path(key)?;
+        let path = self.place(key)?;
         let mut file = File::open(&path)?;
         let metadata = file.metadata()?;
         // Linked a moment ago: whoever builds on it must not find it gone after a power failure.
         let changed = UNIX_EPOCH + Duration::from_secs(metadata.ctime().max(0) as u64);
         if SystemTime::now().duration_since(changed).is_ok_and(|age| age < FRESH) {
-            sync(path.parent().unwrap_or(self.0))?;
+            sync(path.parent().unwrap_or(&self.path))?;
         }
         let mut body = Vec::with_capacity(metadata.len() as usize);
         file.read_to_end(&mut body)?;
@@ -157,7 +190,7 @@ impl Root<'_> {
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
-        let mut file = File::open(self.path(key)?)?;
+        let mut file = File::open(self.place(key)?)?;
         let len = range.end.checked_sub(range.start).ok_or(io::ErrorKind::InvalidInput)?;
         // Before a buffer is made that no object could fill.
         if range.end > file.metadata()?.len() {
@@ -172,7 +205,7 @@ impl Root<'_> {
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> io::Result<Vec<Listed>> {
         let directory = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
         let mut found = Vec::new();
-        let path = self.0.join(directory);
+        let path = self.path.join(directory);
         match self.walk(&path, directory, prefix, after.unwrap_or(""), limit, &mut found) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(Vec::new())
@@ -232,9 +265,9 @@ impl Root<'_> {
     }
 
     fn delete(&self, key: &str) -> io::Result<()> {
-        let path = self.path(key)?;
+        let path = self.place(key)?;
         match fs::remove_file(&path) {
-            Ok(()) => sync(path.parent().unwrap_or(self.0)),
+            Ok(()) => sync(path.parent().unwrap_or(&self.path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -286,13 +319,38 @@ mod tests {
     #[tokio::test]
     async fn keys_that_lead_elsewhere_are_refused() {
         let root = tempfile::tempdir().unwrap();
-        let store = Directory::new(root.path().join("pool"));
         fs::create_dir(root.path().join("pool")).unwrap();
+        let store = Directory::new(root.path().join("pool"));
         for key in ["", "../outside", "/outside", "a/../../outside"] {
             let refused = store.put_if_absent(key, Bytes::from_static(b"x")).await;
             assert!(matches!(refused, Err(StoreError::Refused { .. })), "{key:?}: {refused:?}");
         }
         assert!(!root.path().join("outside").exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_taken_away_or_replaced_is_a_store_that_is_away() {
+        let parent = tempfile::tempdir().unwrap();
+        let (root, aside) = (parent.path().join("pool"), parent.path().join("aside"));
+        fs::create_dir(&root).unwrap();
+        let store = Directory::new(root.clone());
+        store.put_if_absent("log/1", Bytes::from_static(b"x")).await.unwrap();
+        let is_away = async || {
+            let put = store.put_if_absent("log/2", Bytes::from_static(b"y")).await;
+            let answers =
+                [put, store.get("log/1").await.map(drop), store.list("log/", None, 9).await.map(drop)];
+            answers.iter().all(|answer| matches!(answer, Err(StoreError::Unavailable { .. })))
+        };
+        fs::rename(&root, &aside).unwrap();
+        assert!(is_away().await);
+        // As when the file system that was mounted there is unmounted.
+        fs::create_dir(&root).unwrap();
+        assert!(is_away().await);
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&aside, &root).unwrap();
+        assert_eq!(store.get("log/1").await.unwrap(), Bytes::from_static(b"x"));
+        store.put_if_absent("log/2", Bytes::from_static(b"y")).await.unwrap();
     }
 
     #[tokio::test]

@@ -56,7 +56,7 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
-    /// The credentials do not allow it. Retrying does not help; the pool's administrator can.
+    /// The credentials do not allow it, until the pool's administrator has changed that.
     #[error("{key}: the store denies access: {reason}")]
     Denied {
         /// The key.
@@ -86,6 +86,17 @@ pub enum StoreError {
         /// What the store said.
         reason: String,
     },
+}
+
+impl StoreError {
+    /// Whether the same request may succeed later, since what stands in its way is mended outside: the store answers
+    /// again, lets us in, or has room.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::Denied { .. } | Self::Full { .. } => true,
+            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Refused { .. } => false,
+        }
+    }
 }
 
 /// An object store, seen from one pool: keys are relative to the pool's prefix.

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::batch::{self, Batch};
 use super::checkpoint::Checkpointer;
-use super::{Append, Appended, Cut, Limits, Over, Overlay, Request, Shared, VolumeError, random_id};
+use super::{
+    Append, Appended, Cut, Limits, Over, Overlay, Request, Shared, VolumeError, random_id, sleep_until,
+};
 use crate::codec;
 use crate::ids::{ObjectId, RecordNumber};
 use crate::log::{Control, Log, LogError, Op, Put, Record};
@@ -20,8 +22,6 @@ use crate::map::{Map, PageSource};
 use crate::pool::layout;
 use crate::store::{Backoff, StoreError};
 
-/// How long one attempt to put a record or a segment is repeated before those who wait are told.
-const ATTEMPT: Duration = Duration::from_secs(30);
 /// How often a busy owner looks whether the controller wants the volume back.
 const FENCE_LOOK: Duration = Duration::from_secs(1);
 
@@ -297,16 +297,12 @@ impl Committer {
     /// Puts an object with a random id, as often as it takes.
     async fn put_object(&self, key: String, body: bytes::Bytes) -> Result<(), Over> {
         let mut backoff = Backoff::default();
-        let mut tell = Instant::now() + ATTEMPT;
         loop {
-            let error = match self.log.store.put_if_absent(&key, body.clone()).await {
+            let begun = Instant::now();
+            match self.log.store.put_if_absent(&key, body.clone()).await {
                 // The id is random, so what is there is ours: an earlier attempt whose reply was lost.
                 Ok(()) | Err(StoreError::AlreadyExists { .. }) => return Ok(()),
-                Err(error) => error,
-            };
-            if !matches!(error, StoreError::Unavailable { .. }) || Instant::now() >= tell {
-                self.shared.board.failed(Arc::new(error.into()));
-                tell = Instant::now() + ATTEMPT;
+                Err(error) => self.shared.board.failed(begun, Arc::new(error.into())),
             }
             self.pause(&mut backoff).await?;
         }
@@ -347,10 +343,11 @@ impl Committer {
     async fn encode(&self, record: Record, batch: &Batch, ops: &[Op]) -> Result<codec::EncodedRecord, Over> {
         let mut backoff = Backoff::default();
         loop {
+            let begun = Instant::now();
             match batch::encode_record(record.clone(), batch, ops, &self.log, &self.pages).await {
                 Ok(encoded) => return Ok(encoded),
                 Err(LogError::Codec(error)) => return Err(Over::Broken { reason: error.to_string() }),
-                Err(error) => self.shared.board.failed(Arc::new(error)),
+                Err(error) => self.shared.board.failed(begun, Arc::new(error)),
             }
             self.pause(&mut backoff).await?;
         }
@@ -359,7 +356,9 @@ impl Committer {
     async fn put(&self, record: &Record, body: bytes::Bytes) -> Result<Put, Over> {
         let mut backoff = Backoff::default();
         loop {
-            match self.log.put(record.number, record.id, body.clone(), Instant::now() + ATTEMPT).await {
+            let begun = Instant::now();
+            // One attempt: what it meets is known at once.
+            match self.log.put(record.number, record.id, body.clone(), begun).await {
                 Ok(put) => return Ok(put),
                 Err(LogError::Overtaken { number, .. }) => return Err(Over::Superseded { number }),
                 Err(LogError::Codec(error)) => return Err(Over::Broken { reason: error.to_string() }),
@@ -370,7 +369,7 @@ impl Committer {
                     | LogError::Raced { .. }
                     | LogError::Deadline { .. }),
                 ) => {
-                    self.shared.board.failed(Arc::new(error));
+                    self.shared.board.failed(begun, Arc::new(error));
                     self.pause(&mut backoff).await?;
                 }
             }
@@ -385,9 +384,10 @@ impl Committer {
         }
         let mut backoff = Backoff::default();
         let newest = loop {
-            match self.log.newest_root(Instant::now() + ATTEMPT).await {
+            let begun = Instant::now();
+            match self.log.newest_root(begun).await {
                 Ok(newest) => break newest,
-                Err(error) => self.shared.board.failed(Arc::new(error)),
+                Err(error) => self.shared.board.failed(begun, Arc::new(error)),
             }
             self.pause(&mut backoff).await?;
         };
@@ -415,10 +415,12 @@ impl Committer {
     async fn apply_to_map(&mut self, record: &Record) -> Result<(), CommitError> {
         let mut backoff = Backoff::default();
         loop {
+            let begun = Instant::now();
             match self.map.apply(&record.ops).await {
                 Ok(()) => break,
-                Err(crate::map::MapError::Store(StoreError::Unavailable { .. })) => {
-                    self.pause(&mut backoff).await?
+                Err(error) if error.may_pass() => {
+                    self.shared.board.failed(begun, Arc::new(error.into()));
+                    self.pause(&mut backoff).await?;
                 }
                 // The record is in the log, and the map cannot follow: going on would serve what is not there.
                 Err(error) => return Err(Over::Broken { reason: error.to_string() }.into()),
@@ -437,12 +439,5 @@ impl Committer {
             over = self.shared.board.wait_over() => Err(over),
             () = backoff.pause(&self.log.env) => Ok(()),
         }
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }

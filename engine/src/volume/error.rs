@@ -112,6 +112,14 @@ pub enum VolumeError {
         /// Why.
         reason: StoreError,
     },
+    /// The store has not answered for so long that it is not waited for any more.
+    #[error("volume {volume}: the store has not answered for {seconds} s")]
+    NoAnswer {
+        /// The volume.
+        volume: VolumeId,
+        /// How long.
+        seconds: u64,
+    },
     /// The dirty buffer cannot be used.
     #[error("volume {volume}: {reason}")]
     Buffer {
@@ -120,4 +128,39 @@ pub enum VolumeError {
         /// Why.
         reason: BufferError,
     },
+}
+
+impl VolumeError {
+    /// Whether the same operation may succeed later because only the store stands in its way.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NotCommitted { .. } | Self::NoAnswer { .. } => true,
+            Self::Read { reason: FetchError::Store(reason), .. } | Self::Store { reason, .. } => {
+                reason.may_pass()
+            }
+            Self::Map { reason, .. } => reason.may_pass(),
+            Self::Log { reason, .. } => match &**reason {
+                LogError::Store(reason) => reason.may_pass(),
+                LogError::Map(reason) => reason.may_pass(),
+                LogError::Codec(_)
+                | LogError::Illegal { .. }
+                | LogError::Overtaken { .. }
+                | LogError::Raced { .. }
+                | LogError::Deadline { .. } => false,
+            },
+            Self::Read {
+                reason:
+                    FetchError::Gone { .. }
+                    | FetchError::Codec(_)
+                    | FetchError::Short { .. }
+                    | FetchError::UnknownAncestor(_),
+                ..
+            }
+            | Self::Over { .. }
+            | Self::OutOfRange { .. }
+            | Self::Illegal { .. }
+            | Self::Codec { .. }
+            | Self::Buffer { .. } => false,
+        }
+    }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +78,7 @@ pub struct Fetcher {
     env: Env,
     flights: Arc<Mutex<BTreeMap<ChunkKey, Flight>>>,
     permits: Arc<Semaphore>,
+    answers: Arc<AtomicU64>,
 }
 
 fn cache_key(location: &Location) -> ChunkKey {
@@ -96,7 +98,13 @@ fn stored(location: &Location) -> Range<u64> {
 impl Fetcher {
     /// A fetcher that reads the volumes of `lineage` through `cache`.
     pub fn new(lineage: Lineage, cache: Arc<dyn ChunkCache>, env: Env) -> Self {
-        Self { lineage, cache, env, flights: Arc::default(), permits: Arc::new(Semaphore::new(PARALLEL)) }
+        let permits = Arc::new(Semaphore::new(PARALLEL));
+        Self { lineage, cache, env, flights: Arc::default(), permits, answers: Arc::default() }
+    }
+
+    /// How often a store has answered with data.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// How the objects of a volume are read.
@@ -185,14 +193,17 @@ impl Fetcher {
             SegmentKind::Record => layout::record(segment.volume, segment.birth),
         };
         let (flights, env) = (Arc::clone(&self.flights), self.env.clone());
-        let permits = Arc::clone(&self.permits);
+        let (permits, answers) = (Arc::clone(&self.permits), Arc::clone(&self.answers));
         let get = async move {
             let _permit = permits.acquire().await;
             let deadline = Instant::now() + PATIENCE;
             let mut backoff = Backoff::default();
             let outcome = loop {
                 match source.store.get_range(&key, range.clone()).await {
-                    Ok(bytes) => break Ok(bytes),
+                    Ok(bytes) => {
+                        answers.fetch_add(1, Ordering::Relaxed);
+                        break Ok(bytes);
+                    }
                     Err(StoreError::NotFound { key }) => break Err(FetchError::Gone { key }),
                     Err(StoreError::Unavailable { .. }) if Instant::now() < deadline => {
                         backoff.pause(&env).await

@@ -30,6 +30,7 @@ mod error;
 mod fetch;
 mod hydrate;
 mod open;
+mod outage;
 mod overlay;
 mod read;
 mod status;
@@ -41,6 +42,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 use batch::Batch;
 pub use bulk::{Bulk, Writer};
@@ -50,6 +52,7 @@ pub use fetch::{FetchError, Fetcher};
 pub use hydrate::{Hydration, hydrate};
 pub(crate) use open::MapSink;
 pub use open::{OpenError, OpenOptions};
+pub use outage::{Away, Outage};
 use overlay::{Dirty, Overlay};
 pub use read::{BlockReader, Blocks};
 use status::StatusBoard;
@@ -82,6 +85,8 @@ pub struct Limits {
     pub checkpoint_map_bytes: usize,
     /// How long an object that nothing needs any more is kept, by the store's clock.
     pub grace: Duration,
+    /// How long I/O waits for a store that is away before it fails, counted from the beginning of the outage.
+    pub outage: Duration,
     /// How chunks are compressed.
     pub codec: Codec,
 }
@@ -95,6 +100,7 @@ impl Default for Limits {
             checkpoint_records: 512,
             checkpoint_map_bytes: 4 << 20,
             grace: Duration::from_secs(3600),
+            outage: Duration::from_secs(3600),
             codec: Codec::Lz4,
         }
     }
@@ -165,6 +171,8 @@ struct Shared {
     bell: Notify,
     board: StatusBoard,
     reader: BlockReader,
+    /// Whether the stores that blocks are read from answer.
+    reads: Outage<VolumeError>,
     /// Whether the session's Close is in the log.
     closed: AtomicBool,
     /// A write to part of a block holds it alone, from reading the block until the whole of it is in the buffer, and
@@ -267,7 +275,7 @@ impl Volume {
             if at < run.0 {
                 let piece =
                     &mut out[((at - from) * BLOCK_BYTES) as usize..((run.0 - from) * BLOCK_BYTES) as usize];
-                self.shared.reader.read(at, run.0, piece).await?;
+                self.read_stored((at, run.0), piece).await?;
             }
             at = run.1;
         }
@@ -280,8 +288,18 @@ impl Volume {
         Ok(out.freeze())
     }
 
+    /// Reads what is in the log. Waits for a store that is away, and no longer than the session lasts.
+    async fn read_stored(&self, range: (u64, u64), out: &mut [u8]) -> Result<(), VolumeError> {
+        let Shared { reads, reader, log, board, .. } = &*self.shared;
+        tokio::select! {
+            biased;
+            outcome = reads.read(reader, range, out, &log.env) => outcome,
+            reason = board.wait_over() => Err(VolumeError::Over { volume: self.shared.id, reason }),
+        }
+    }
+
     /// Writes `data` at `offset`. It is answered when the data lies in the dirty buffer; [`Self::flush`] makes it
-    /// durable. Waits while the buffer is full.
+    /// durable. Waits while the buffer is full, and then for the store as [`Self::flush`] does.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<(), VolumeError> {
         self.shared.check_range(offset, data.len() as u64)?;
         if data.is_empty() {
@@ -343,7 +361,7 @@ impl Volume {
     }
 
     /// Returns when every write answered so far is durable: in the dirty buffer's journal, if it has one that takes it,
-    /// else in the store.
+    /// else in the store, as [`Self::drain`] makes it.
     pub async fn flush(&self) -> Result<(), VolumeError> {
         let sequence = self.shared.unlogged().last;
         if self.shared.buffer.persist(sequence).await {
@@ -352,7 +370,8 @@ impl Volume {
         self.drain().await
     }
 
-    /// Returns when every write answered so far is in the store, in a record that took effect.
+    /// Returns when every write answered so far is in the store, in a record that took effect. Waits for a store that
+    /// is away as long as [`Limits::outage`] says; what it then could not write stays, and is tried again.
     pub async fn drain(&self) -> Result<(), VolumeError> {
         let sequence = {
             let mut unlogged = self.shared.unlogged();
@@ -454,6 +473,13 @@ impl Volume {
         }
     }
 
+    /// Since when the store has failed, for writes or reads, if it does; and what it said last.
+    pub fn away(&self) -> Option<(Instant, String)> {
+        let writes = self.shared.board.away().map(|away| (away.since, away.error.to_string()));
+        let reads = self.shared.reads.away().map(|away| (away.since, away.error.to_string()));
+        writes.into_iter().chain(reads).min_by_key(|(since, _)| *since)
+    }
+
     /// Drops the session without a word to the store, as a crash would: what is in the dirty buffer stays there.
     pub fn abandon(&self) {
         self.shared.end(Over::Closed);
@@ -492,6 +518,14 @@ impl Unlogged {
             order: sequence,
         });
         self.last = sequence;
+    }
+}
+
+/// Waits until `at`; for ever without one.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

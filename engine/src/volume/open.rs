@@ -17,7 +17,7 @@ use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::read::{BlockReader, Blocks};
 use super::status::StatusBoard;
-use super::{Fetcher, Limits, Shared, Unlogged, Volume, random_id};
+use super::{Fetcher, Limits, Outage, Shared, Unlogged, Volume, random_id};
 use crate::buffer::{BufferError, DirtyBuffer};
 use crate::cache::ChunkCache;
 use crate::codec;
@@ -128,6 +128,7 @@ impl Volume {
         let fetcher = Fetcher::new(options.lineage, options.cache, log.env.clone());
         let checkpointer =
             Checkpointer::new(log.clone(), session, options.limits.clone(), &state, sink.snapshots);
+        let outage = options.limits.outage;
         let shared = Arc::new(Shared {
             id: log.volume,
             log: log.clone(),
@@ -138,8 +139,9 @@ impl Volume {
             unlogged: Mutex::new(unlogged),
             ownership: Mutex::default(),
             bell: Notify::new(),
-            board: StatusBoard::new(log.volume, committed),
+            board: StatusBoard::new(log.volume, committed, outage),
             reader: BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher),
+            reads: Outage::new(log.volume, "reads", outage),
             closed: AtomicBool::new(false),
             whole: tokio::sync::RwLock::new(()),
         });

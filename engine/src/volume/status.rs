@@ -1,9 +1,12 @@
 //! What the writer's tasks tell those who wait for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::outage::{Away, Outage};
 use super::{Over, VolumeError};
 use crate::ids::VolumeId;
 use crate::log::LogError;
@@ -24,8 +27,6 @@ pub struct Status {
     pub committed: u64,
     /// What has been put into the store.
     pub work: Work,
-    /// How often an attempt to commit has failed, and why the last time.
-    pub failures: (u64, Option<Arc<LogError>>),
     /// Why the session is over, once it is.
     pub over: Option<Over>,
 }
@@ -35,12 +36,16 @@ pub struct Status {
 pub struct StatusBoard {
     volume: VolumeId,
     board: watch::Sender<Status>,
+    /// Whether the store takes what is to be committed.
+    outage: Outage<Arc<LogError>>,
 }
 
 impl StatusBoard {
-    /// The board of a session that has committed everything up to `committed`.
-    pub fn new(volume: VolumeId, committed: u64) -> Self {
-        Self { volume, board: watch::Sender::new(Status { committed, ..Status::default() }) }
+    /// The board of a session that has committed everything up to `committed`, whose writes wait for a store that is
+    /// away at most `limit`.
+    pub fn new(volume: VolumeId, committed: u64, limit: Duration) -> Self {
+        let board = watch::Sender::new(Status { committed, ..Status::default() });
+        Self { volume, board, outage: Outage::new(volume, "writes", limit) }
     }
 
     /// Fails once the session is over.
@@ -62,6 +67,7 @@ impl StatusBoard {
 
     /// Notes that everything up to `sequence` is in the log.
     pub fn committed(&self, sequence: u64) {
+        self.outage.ended();
         self.board.send_modify(|status| status.committed = status.committed.max(sequence));
     }
 
@@ -80,9 +86,14 @@ impl StatusBoard {
         self.check()
     }
 
-    /// Notes that an attempt has failed; who waits for a commit gives up, the data stays.
-    pub fn failed(&self, reason: Arc<LogError>) {
-        self.board.send_modify(|status| status.failures = (status.failures.0 + 1, Some(reason)));
+    /// Notes that an attempt to commit has failed that began at `begun`. It is repeated.
+    pub fn failed(&self, begun: Instant, reason: Arc<LogError>) {
+        self.outage.failed(begun, reason);
+    }
+
+    /// Since when the store takes nothing, if so.
+    pub fn away(&self) -> Option<Away<Arc<LogError>>> {
+        self.outage.away()
     }
 
     /// The present status.
@@ -90,30 +101,32 @@ impl StatusBoard {
         self.board.borrow().clone()
     }
 
-    /// Waits until everything up to `sequence` is in the log. Fails when the session ends, or when an attempt to
-    /// commit fails from now on.
+    /// Waits until everything up to `sequence` is in the log. Fails when the session ends, or when the store has been
+    /// away for too long; what is to be committed stays.
     pub async fn wait_for(&self, sequence: u64) -> Result<(), VolumeError> {
-        let mut board = self.board.subscribe();
-        let failures = board.borrow().failures.0;
-        let done = |status: &Status| {
-            status.committed >= sequence || status.over.is_some() || status.failures.0 > failures
-        };
-        // The sender lives as long as `self`, so the wait cannot fail for want of one.
-        let status = board.wait_for(done).await.map_or_else(|_| Status::default(), |status| status.clone());
-        match (status.over, status.failures.1) {
-            // What is in the log stays there, whatever became of the session since.
-            _ if status.committed >= sequence => Ok(()),
-            (Some(reason), _) => Err(VolumeError::Over { volume: self.volume, reason }),
-            (None, Some(reason)) => Err(VolumeError::NotCommitted { volume: self.volume, reason }),
-            (None, None) => Err(VolumeError::Over { volume: self.volume, reason: Over::Closed }),
-        }
+        self.wait(|status| status.committed >= sequence).await
     }
 
-    /// Waits until more is in the log than `sequence`, or the session ends.
+    /// Waits until more is in the log than `sequence`. Fails as [`Self::wait_for`] does.
     pub async fn wait_beyond(&self, sequence: u64) -> Result<(), VolumeError> {
-        let mut board = self.board.subscribe();
-        let _ = board.wait_for(|status| status.committed > sequence || status.over.is_some()).await;
+        self.wait(|status| status.committed > sequence).await?;
         self.check()
+    }
+
+    async fn wait(&self, done: impl Fn(&Status) -> bool) -> Result<(), VolumeError> {
+        let mut board = self.board.subscribe();
+        tokio::select! {
+            biased;
+            status = board.wait_for(|status| done(status) || status.over.is_some()) => {
+                // What is in the log stays there, whatever became of the session since.
+                if status.is_ok_and(|status| done(&status)) {
+                    return Ok(());
+                }
+                self.check()?;
+                Err(VolumeError::Over { volume: self.volume, reason: Over::Closed })
+            }
+            reason = self.outage.outlasts() => Err(VolumeError::NotCommitted { volume: self.volume, reason }),
+        }
     }
 
     /// Waits until the session is over.

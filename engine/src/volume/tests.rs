@@ -21,6 +21,7 @@ use crate::store::{Memory, Store};
 
 mod faults;
 mod journal;
+mod outages;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;

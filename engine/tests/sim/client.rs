@@ -98,6 +98,7 @@ impl Site {
             age: chance.delay(50..5_000),
             checkpoint_records: chance.among(1..12),
             // The grace time is only the second line of defence: nothing may depend on it.
+            outage: Duration::from_secs(30),
             grace: if chance.hits(700) { Duration::ZERO } else { chance.delay(100..30_000) },
             ..Limits::default()
         }
@@ -169,7 +170,8 @@ impl Site {
             VolumeError::NotCommitted { .. }
             | VolumeError::Read { reason: FetchError::Store(_), .. }
             | VolumeError::Log { .. }
-            | VolumeError::Store { .. } => return true,
+            | VolumeError::Store { .. }
+            | VolumeError::NoAnswer { .. } => return true,
             VolumeError::Map { reason, .. } if is_outage(reason) => return true,
             VolumeError::Read { reason: FetchError::Gone { .. }, .. } | VolumeError::Map { .. }
                 if superseded() =>

@@ -18,7 +18,7 @@ use holdfast_engine::journal::{Journal, JournalName, JournaledBuffer, Owner, Wai
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::{OpenVolume, OpenVolumes, Parts, Refused, Served};
+use super::{OpenVolume, OpenVolumes, Parts, Refused, Served, in_time};
 use crate::handles::VolumeHandle;
 use crate::params::{DURABILITY, Durability};
 use crate::pools::{Found, deadline};
@@ -187,14 +187,14 @@ impl OpenVolumes {
             Ok((Served::Reader(_), _)) | Err(Refused::Lost(_)) => return Ok(()),
             Err(Refused::Failed(status)) => return Err(status),
         };
-        if let Err(error) = volume.drain().await {
+        if let Err(status) = in_time(handle, &volume, volume.drain()).await {
             volume.abandon();
-            return Err(status::volume(error));
+            return Err(status);
         }
         if let Some(journal) = buffer.take_journal() {
             self.parts.end_journal(name, &journal)?;
         }
-        volume.close().await.map_err(status::volume)?;
+        in_time(handle, &volume, volume.close()).await?;
         tracing::info!(volume = %handle, "what the journal held is in the store");
         Ok(())
     }

@@ -22,11 +22,13 @@ mod reader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use holdfast_engine::journal::{JournalName, JournaledBuffer, Waiting};
-use holdfast_engine::volume::{Hydration, Volume};
+use holdfast_engine::volume::{Hydration, Volume, VolumeError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::volumes::{Attached, Volumes};
@@ -38,6 +40,9 @@ use crate::status;
 
 pub use parts::{Parts, Refused};
 use reader::ReadOnlyVolume;
+
+/// How long a call waits for a store, so that it is answered before its caller gives up.
+const STORE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A volume that is being served.
 #[derive(Debug)]
@@ -102,12 +107,25 @@ impl OpenVolume {
         self.writer().and_then(|volume| volume.check().err()).map(|error| error.to_string())
     }
 
+    /// Since when the store has been away, if it is, and what it said last.
+    pub fn away(&self) -> Option<(Instant, String)> {
+        match &self.served {
+            Served::Writer(volume, _) => volume.away(),
+            Served::Reader(volume) => volume.away().map(|away| (away.since, away.error.to_string())),
+        }
+    }
+
     fn attached(&self) -> Attached {
+        let away = self.away().map(|(since, reason)| {
+            let seconds = since.elapsed().as_secs();
+            format!("the store has been away for {seconds} s, and I/O waits for it: {reason}")
+        });
         Attached {
             device: self.stack.loop_path(),
             publication: self.publication,
             size_bytes: self.served.device().size_bytes(),
             over: self.over(),
+            away,
         }
     }
 }
@@ -179,22 +197,26 @@ impl OpenVolumes {
     /// Removes what there is of the volume without waiting for its I/O. The caller is alone with it.
     async fn drop_all(&self, handle: VolumeHandle) -> Result<(), Status> {
         let key = handle.to_string();
-        match self.get(handle) {
+        let (dropped_bytes, why) = match self.get(handle) {
             Some(volume) => {
-                if let Some(writer) = volume.writer() {
-                    let lost_bytes = writer.dirty_bytes();
-                    if lost_bytes > 0 {
-                        tracing::warn!(volume = %handle, lost_bytes, "dropping writes that were not flushed");
-                    }
-                    writer.abandon();
-                }
+                let why = volume.over().unwrap_or_else(|| "it is attached anew".into());
+                // What answered writes there are no longer grows once the session is over.
+                let session = volume.writer().inspect(|writer| writer.abandon());
                 volume.stack.abort().await.map_err(status::stack)?;
                 volume.stack.teardown().await.map_err(status::stack)?;
                 self.parts.drop_journal(&volume)?;
+                (session.map_or(0, Volume::dirty_bytes), why)
             }
-            None => self.parts.front_end.discard(&key).await.map_err(status::stack)?,
-        }
+            None => {
+                let left_bytes = self.parts.left_bytes(handle).await?;
+                self.parts.front_end.discard(&key).await.map_err(status::stack)?;
+                (left_bytes, "the volume was taken from this node while it was not served".into())
+            }
+        };
         self.parts.front_end.drop_dirty_region(&key).await.map_err(status::stack)?;
+        if dropped_bytes > 0 {
+            self.parts.incidents.writes_dropped(&self.parts.env, handle, dropped_bytes, &why);
+        }
         self.pending().remove(&handle);
         self.open().remove(&handle);
         Ok(())
@@ -226,10 +248,47 @@ impl OpenVolumes {
     }
 }
 
+/// Does something with the session of a volume that writes, within the time of a call.
+async fn soon(
+    volume: &OpenVolume,
+    action: impl AsyncFnOnce(&Volume) -> Result<(), VolumeError>,
+) -> Result<(), Status> {
+    match volume.writer() {
+        Some(writer) => in_time(volume.handle, writer, action(writer)).await,
+        None => Ok(()),
+    }
+}
+
+/// Waits for what a session does with its store, as long as a call may take. What waits for the store goes on when it
+/// is back.
+async fn in_time(
+    handle: VolumeHandle,
+    volume: &Volume,
+    work: impl Future<Output = Result<(), VolumeError>>,
+) -> Result<(), Status> {
+    match tokio::time::timeout(STORE_LIMIT, work).await {
+        Ok(outcome) => outcome.map_err(status::volume),
+        Err(_) => {
+            let reason = volume.away().map_or_else(|| "it is slow".into(), |(_, reason)| reason);
+            let bytes = volume.dirty_bytes();
+            Err(Status::unavailable(format!(
+                "volume {handle} waits for its store, and keeps {bytes} bytes that it has not taken: {reason}"
+            )))
+        }
+    }
+}
+
 #[async_trait]
 impl Volumes for OpenVolumes {
     async fn attach(&self, handle: VolumeHandle, publication: Publication) -> Result<Attached, Status> {
         Ok(self.attach_or_refuse(handle, publication).await?)
+    }
+
+    async fn flush(&self, handle: VolumeHandle) -> Result<(), Status> {
+        match self.get(handle) {
+            Some(volume) => soon(&volume, Volume::drain).await,
+            None => Ok(()),
+        }
     }
 
     async fn detach(&self, handle: VolumeHandle) -> Result<(), Status> {
@@ -237,16 +296,12 @@ impl Volumes for OpenVolumes {
         let Some(volume) = self.get(handle) else {
             return Ok(());
         };
-        if let Some(writer) = volume.writer() {
-            // First what may fail for want of the store, while everything still stands.
-            writer.drain().await.map_err(status::volume)?;
-        }
+        // First what may fail for want of the store, while everything still stands.
+        soon(&volume, Volume::drain).await?;
         volume.stack.teardown().await.map_err(status::stack)?;
-        if let Some(writer) = volume.writer() {
-            writer.drain().await.map_err(status::volume)?;
-            self.parts.drop_journal(&volume)?;
-            writer.close().await.map_err(status::volume)?;
-        }
+        soon(&volume, Volume::drain).await?;
+        self.parts.drop_journal(&volume)?;
+        soon(&volume, Volume::close).await?;
         let key = handle.to_string();
         self.parts.front_end.drop_dirty_region(&key).await.map_err(status::stack)?;
         self.open().remove(&handle);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use holdfast_engine::buffer::{DirtyBuffer, Ring};
+use holdfast_engine::buffer::{DirtyBuffer, Mutation, Ring};
 use holdfast_engine::env::Env;
 use holdfast_engine::gc::{Rhythm, maintain};
 use holdfast_engine::host::{HostError, OpenAs};
@@ -16,6 +17,7 @@ use tonic::Status;
 use super::{OpenVolume, ReadOnlyVolume, Served};
 use crate::frontend::{FrontEnd, Region, Saved, Stack};
 use crate::handles::VolumeHandle;
+use crate::incidents::Incidents;
 use crate::keeper::Link;
 use crate::offload::Offload;
 use crate::pools::{Pools, deadline};
@@ -41,6 +43,10 @@ pub struct Parts {
     pub dirty_bytes: usize,
     /// The journals on this node's disk.
     pub journals: Journals,
+    /// How long I/O waits for a store that is away.
+    pub outage: Duration,
+    /// What befalls volumes.
+    pub incidents: Incidents,
 }
 
 impl Parts {
@@ -86,7 +92,7 @@ impl Parts {
                     grant: publication.grant,
                     endpoint: self.endpoint.clone(),
                     buffer: Arc::clone(&buffer) as Arc<dyn DirtyBuffer>,
-                    limits: Limits::default(),
+                    limits: Limits { outage: self.outage, ..Limits::default() },
                 };
                 match host.open(&found.pool, volume, open, deadline).await {
                     Ok(volume) => Ok((Served::Writer(volume, buffer), foreign)),
@@ -100,8 +106,9 @@ impl Parts {
                 let lineage = host.lineage(&found.pool, volume, deadline).await.map_err(status::pool)?;
                 let pages = host.page_source(&found.log, &lineage);
                 let fetcher = Fetcher::new(lineage, Arc::clone(&host.cache), self.env.clone());
+                let grant = publication.grant;
                 let opened =
-                    ReadOnlyVolume::open(found.log, publication.grant, pages, fetcher, deadline).await;
+                    ReadOnlyVolume::open(found.log, grant, (pages, fetcher), self.outage, deadline).await;
                 match opened.map_err(status::log)? {
                     Some(reader) => Ok((Served::Reader(Arc::new(reader)), BTreeSet::new())),
                     None => Err(Refused::Lost(Status::failed_precondition(format!(
@@ -110,6 +117,19 @@ impl Parts {
                 }
             }
         }
+    }
+
+    /// Bytes of answered writes in a predecessor's dirty buffer, of which the log may have some.
+    pub(super) async fn left_bytes(&self, handle: VolumeHandle) -> Result<u64, Status> {
+        let adopted = self.front_end.adopt_dirty_region(&handle.to_string()).await.map_err(status::stack)?;
+        let Some((region, _)) = adopted else { return Ok(0) };
+        // One that cannot be read holds nothing that could be told of.
+        let left = Ring::open(Arc::new(Shared(region))).and_then(|ring| ring.recover()).unwrap_or_default();
+        let bytes = |(_, mutation): &(u64, Mutation)| match mutation {
+            Mutation::Write { data, .. } => data.len() as u64,
+            Mutation::Discard { .. } => 0,
+        };
+        Ok(left.iter().map(bytes).sum())
     }
 
     /// The volume's dirty buffer: a predecessor's, or a new one.

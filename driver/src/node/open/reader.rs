@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId};
 use holdfast_engine::log::{Control, Log, LogError, Record, Sink};
 use holdfast_engine::map::{Map, PageSource, StoredMap};
-use holdfast_engine::volume::{BlockReader, Blocks, FetchError, Fetcher, VolumeError};
+use holdfast_engine::volume::{Away, BlockReader, Blocks, FetchError, Fetcher, Outage, VolumeError};
 use tokio::sync::RwLock;
 use tokio::time::Instant;
 
@@ -29,6 +29,7 @@ pub struct ReadOnlyVolume {
     fetcher: Fetcher,
     size_bytes: u64,
     reader: RwLock<BlockReader>,
+    reads: Outage<VolumeError>,
 }
 
 /// Follows the map through a replay.
@@ -54,12 +55,13 @@ impl Sink for MapSink {
 }
 
 impl ReadOnlyVolume {
-    /// Opens the volume of `log`; `None` if `grant` is not in force.
+    /// Opens the volume of `log`; `None` if `grant` is not in force. Its reads wait for a store that is away at most
+    /// `outage`.
     pub async fn open(
         log: Log,
         grant: GrantId,
-        pages: Arc<dyn PageSource>,
-        fetcher: Fetcher,
+        (pages, fetcher): (Arc<dyn PageSource>, Fetcher),
+        outage: Duration,
         deadline: Instant,
     ) -> Result<Option<Self>, LogError> {
         let (control, map) = replay(&log, &pages, deadline).await?;
@@ -67,18 +69,25 @@ impl ReadOnlyVolume {
             return Ok(None);
         }
         let reader = RwLock::new(BlockReader::new(log.volume, Blocks::Head(map), fetcher.clone()));
-        Ok(Some(Self { log, pages, fetcher, size_bytes: control.size_bytes, reader }))
+        let reads = Outage::new(log.volume, "reads", outage);
+        Ok(Some(Self { log, pages, fetcher, size_bytes: control.size_bytes, reader, reads }))
+    }
+
+    /// The outage of the store, if it is away.
+    pub fn away(&self) -> Option<Away<VolumeError>> {
+        self.reads.away()
     }
 
     async fn read_blocks(&self, from: u64, to: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        let failed = self.reader.read().await.read(from, to, out).await;
+        let reader = self.reader.read().await.clone();
+        let failed = self.reads.read(&reader, (from, to), out, &self.log.env).await;
         let Err(VolumeError::Read { reason: FetchError::Gone { .. }, .. }) = failed else { return failed };
         let mut reader = self.reader.write().await;
         let (_, map) = replay(&self.log, &self.pages, Instant::now() + REPLAY_LIMIT)
             .await
             .map_err(|reason| VolumeError::Log { volume: self.log.volume, reason: Arc::new(reason) })?;
         *reader = BlockReader::new(self.log.volume, Blocks::Head(map), self.fetcher.clone());
-        reader.read(from, to, out).await
+        self.reads.read(&reader, (from, to), out, &self.log.env).await
     }
 }
 

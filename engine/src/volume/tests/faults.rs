@@ -10,28 +10,30 @@ use crate::store::{Listed, StoreError};
 
 /// What becomes of requests for certain objects while [`Trouble::on`] is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// Puts take effect; no reply arrives, also none to a get.
     Mute,
     /// Puts are refused at once; nothing is read or listed.
     Refuse,
     /// Gets wait until it is over.
     Hold,
+    /// Nothing is done, and no reply arrives.
+    Away,
 }
 
 /// A store that makes trouble with the objects whose keys begin with a prefix.
 #[derive(Debug)]
-struct Trouble {
+pub(super) struct Trouble {
     inner: Memory,
     kind: Kind,
     prefix: String,
-    on: watch::Sender<bool>,
+    pub(super) on: watch::Sender<bool>,
     /// Requests that met it.
     met: watch::Sender<usize>,
 }
 
 impl Trouble {
-    fn new(scene: &mut Scene, kind: Kind, prefix: String) -> Arc<Self> {
+    pub(super) fn new(scene: &mut Scene, kind: Kind, prefix: String) -> Arc<Self> {
         let (on, met) = (watch::Sender::new(false), watch::Sender::new(0));
         let trouble = Arc::new(Self { inner: scene.store.clone(), kind, prefix, on, met });
         scene.log.store = Arc::clone(&trouble) as Arc<dyn Store>;
@@ -53,8 +55,8 @@ impl Trouble {
                 let _ = self.on.subscribe().wait_for(|on| !on).await;
                 Ok(())
             }
-            Kind::Mute if self.meets(key) => Err(no_reply(key)),
-            Kind::Hold | Kind::Mute | Kind::Refuse => Ok(()),
+            Kind::Mute | Kind::Away if self.meets(key) => Err(no_reply(key)),
+            Kind::Hold | Kind::Mute | Kind::Away | Kind::Refuse => Ok(()),
         }
     }
 
@@ -78,7 +80,8 @@ impl Store for Trouble {
                 let _ = self.inner.put_if_absent(key, body).await;
                 Err(no_reply(key))
             }
-            Kind::Hold | Kind::Mute | Kind::Refuse => self.inner.put_if_absent(key, body).await,
+            Kind::Away if self.meets(key) => Err(no_reply(key)),
+            Kind::Hold | Kind::Mute | Kind::Away | Kind::Refuse => self.inner.put_if_absent(key, body).await,
         }
     }
 
@@ -93,7 +96,7 @@ impl Store for Trouble {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        if self.kind == Kind::Refuse && self.meets(prefix) {
+        if matches!(self.kind, Kind::Refuse | Kind::Away) && self.meets(prefix) {
             return Err(no_reply(prefix));
         }
         self.inner.list(prefix, after, limit).await
