@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::engine::open_volume;
+use common::engine::{open_slow_volume, open_volume};
 use common::{LIMIT, Node, eventually, offload};
 use holdfast_driver::frontend::memory::MemoryDevice;
 use holdfast_driver::frontend::slots::{MAX_WRITE_BYTES, SLOT_COUNT};
@@ -28,6 +28,10 @@ use holdfast_driver::keeper::protocol::Name;
 const ROLE: &str = "HOLDFAST_TEST_ROLE";
 const SIZE: usize = 256 << 20;
 const KILLS: usize = 12;
+/// The driver's own buffer for a volume.
+const DIRTY_BYTES: usize = 32 << 20;
+/// What the slow store takes in a second.
+const SLOW_BYTES: u64 = 8 << 20;
 
 fn main() -> ExitCode {
     match std::env::var(ROLE).as_deref() {
@@ -38,7 +42,7 @@ fn main() -> ExitCode {
 
 /// What a test harness does: runs the tests whose names match the arguments.
 fn run_all() -> ExitCode {
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 12] = [
         ("io_survives_kills_under_verifying_fio", io_survives_kills_under_verifying_fio),
         ("a_waiting_write_is_served_from_its_slot_without_resend", slot_without_resend),
         ("a_waiting_write_is_served_from_its_slot_with_resend", slot_with_resend),
@@ -50,6 +54,7 @@ fn run_all() -> ExitCode {
         ("what_keeper_and_node_process_left_dying_both_is_removed", both_dead),
         ("an_engine_volume_survives_kills_under_verifying_fio", engine_survives_kills),
         ("writes_that_were_not_flushed_survive_a_kill", unflushed_writes),
+        ("memory_is_bounded_while_the_store_is_slower_than_the_load", slow_store),
     ];
     let filters: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
@@ -107,12 +112,18 @@ fn serve(role: &str) -> ExitCode {
         let front_end = FrontEnd::new(dir.join("volumes"), link, offload());
         let region = match front_end.adopt_dirty_region("volume").await.unwrap() {
             Some((region, _)) => region,
-            None => front_end.create_dirty_region("volume", SIZE, String::new()).await.unwrap(),
+            None => {
+                let bytes = if role == "serve-slow" { DIRTY_BYTES } else { SIZE };
+                front_end.create_dirty_region("volume", bytes, String::new()).await.unwrap()
+            }
         };
         let device: Arc<dyn BlockDevice> = match role {
             "serve" => Arc::new(MemoryDevice::new(region)),
             "serve-stuck" => Arc::new(Stuck(MemoryDevice::new(region))),
             "serve-engine" => Arc::new(open_volume(&dir.join("pool"), SIZE as u64, region).await),
+            "serve-slow" => {
+                Arc::new(open_slow_volume(&dir.join("pool"), SLOW_BYTES, SIZE as u64, region).await)
+            }
             _ => panic!("unknown role {role}"),
         };
         let stack = match front_end.saved("volume").await.unwrap() {
@@ -416,6 +427,36 @@ fn unflushed_writes() {
         assert!(kept, "page {page} was lost");
     }
     second.finish();
+}
+
+/// The most memory that a process has had, in bytes.
+fn peak_bytes(process: &Child) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// A load that the store cannot follow is held back, and does not gather in memory.
+fn slow_store() {
+    let node = Node::start();
+    let mut process = NodeProcess::start(&node, "serve-slow");
+    let (device, _) = process.ready();
+    let before = peak_bytes(&process.child);
+    let output = Command::new("fio")
+        .args(["--name=slow", "--direct=1", "--rw=write", "--bs=1m", "--iodepth=64", "--ioengine=libaio"])
+        .args(["--size=240m", "--numjobs=1", "--refill_buffers", "--output-format=json"])
+        .arg(format!("--filename={}", device.display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stdout));
+    let grown = peak_bytes(&process.child) - before;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let bytes_per_second = report["jobs"][0]["write"]["bw_bytes"].as_u64().unwrap();
+    println!("{} MiB more memory at most, at {} KiB/s", grown >> 20, bytes_per_second >> 10);
+    assert!(bytes_per_second < 2 * SLOW_BYTES, "the load was not held back");
+    // The buffer, the same data for reading, the segments that are made of it, and the requests that wait.
+    assert!(grown < 6 * DIRTY_BYTES as u64, "memory has grown by {} MiB", grown >> 20);
+    process.finish();
 }
 
 /// With both dead, I/O fails and nothing blocks; discarding removes all that is left.

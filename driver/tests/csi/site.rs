@@ -1,9 +1,12 @@
 //! A controller and node plugins as processes, and what Kubernetes asks of them.
 
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use holdfast_csi_proto::csi::controller_client::ControllerClient;
 use holdfast_csi_proto::csi::node_client::NodeClient;
@@ -12,15 +15,16 @@ use holdfast_csi_proto::csi::volume_capability::{AccessMode, AccessType, BlockVo
 use holdfast_csi_proto::csi::{
     CapacityRange, ControllerModifyVolumeRequest, ControllerPublishVolumeRequest,
     ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteVolumeRequest,
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
-    Snapshot, Volume, VolumeCapability, VolumeContentSource,
+    NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, Snapshot, Volume, VolumeCapability, VolumeCondition, VolumeContentSource,
 };
+use holdfast_driver::keeper::Link;
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::certificates;
-use crate::common::{KeeperProcess, PROGRAM, clean_up, eventually};
+use crate::common::{KeeperProcess, LIMIT, PROGRAM, clean_up, eventually};
 
 pub const MIB: i64 = 1 << 20;
 
@@ -34,6 +38,15 @@ impl Process {
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let child = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).stderr(log).spawn().unwrap();
         Self { child }
+    }
+
+    /// SIGTERM; how long it took to end.
+    pub fn terminate(&mut self) -> Duration {
+        let begun = Instant::now();
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap();
+        begun.elapsed()
     }
 
     /// SIGKILL.
@@ -62,7 +75,7 @@ pub struct Node {
     pub name: &'static str,
     pub client: NodeClient<Channel>,
     pub process: Process,
-    keeper: KeeperProcess,
+    pub keeper: KeeperProcess,
     arguments: Vec<String>,
     log: PathBuf,
     dir: PathBuf,
@@ -77,14 +90,23 @@ async fn channel(socket: &Path) -> Channel {
 
 impl Site {
     pub async fn start() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let dir = tempfile::tempdir().unwrap();
+        let pool = format!("url: file://{}/pool\n", dir.path().display());
+        Self::start_in(dir, &pool).await
+    }
+
+    /// Over the pool that a pool file says.
+    pub async fn start_over(pool: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), pool).await
+    }
+
+    async fn start_in(dir: TempDir, pool: &str) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let root = dir.path();
         for name in ["pool", "pools", "targets"] {
             std::fs::create_dir(root.join(name)).unwrap();
         }
-        std::fs::write(root.join("pools/default.yaml"), format!("url: file://{}/pool\n", root.display()))
-            .unwrap();
+        std::fs::write(root.join("pools/default.yaml"), pool).unwrap();
         certificates::write(&root.join("tls-controller"), &root.join("tls-node"));
         let mut arguments = vec!["controller".to_owned()];
         arguments.extend(common_arguments(root, "controller.sock", "tls-controller"));
@@ -93,7 +115,17 @@ impl Site {
         Self { controller, _controller: process, dir }
     }
 
+    /// The directory that everything is in.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     pub async fn node(&self, name: &'static str) -> Node {
+        self.node_with(name, &["--cache-bytes=0"]).await
+    }
+
+    /// A node whose plugin has further arguments.
+    pub async fn node_with(&self, name: &'static str, further: &[&str]) -> Node {
         let root = self.dir.path();
         let dir = root.join(name);
         std::fs::create_dir_all(dir.join("kubelet")).unwrap();
@@ -107,8 +139,8 @@ impl Site {
             format!("--kubelet-dir={}/kubelet", dir.display()),
             format!("--state-dir={}/state", dir.display()),
             format!("--keeper-socket={}/keeper.sock", dir.display()),
-            "--cache-bytes=0".to_owned(),
         ]);
+        arguments.extend(further.iter().map(|&argument| argument.to_owned()));
         let log = dir.join("log");
         let process = Process::start(&arguments, &log);
         let client = NodeClient::new(channel(&dir.join("csi.sock")).await);
@@ -126,10 +158,25 @@ impl Site {
         source: Option<VolumeContentSource>,
         parameters: &[(&str, &str)],
     ) -> Volume {
+        self.create_volume(name, 64 * MIB, source, parameters).await
+    }
+
+    /// A volume of so many bytes.
+    pub async fn create_sized(&mut self, name: &str, bytes: i64) -> Volume {
+        self.create_volume(name, bytes, None, &[]).await
+    }
+
+    async fn create_volume(
+        &mut self,
+        name: &str,
+        required_bytes: i64,
+        source: Option<VolumeContentSource>,
+        parameters: &[(&str, &str)],
+    ) -> Volume {
         let parameters = parameters.iter().chain(&[("pool", "default")]);
         let request = CreateVolumeRequest {
             name: name.into(),
-            capacity_range: Some(CapacityRange { required_bytes: 64 * MIB, limit_bytes: 0 }),
+            capacity_range: Some(CapacityRange { required_bytes, limit_bytes: 0 }),
             volume_capabilities: vec![filesystem(Mode::SingleNodeWriter)],
             parameters: parameters.map(|(name, value)| (name.to_string(), value.to_string())).collect(),
             volume_content_source: source,
@@ -238,6 +285,16 @@ impl Node {
         self.start_again().await;
     }
 
+    /// SIGKILL of the keeper, and another one, into which the node plugin has put everything.
+    pub fn restart_keeper(&mut self) {
+        let link = Link::connect(&self.dir.join("keeper.sock"), LIMIT).unwrap();
+        let before = link.list().unwrap().len();
+        self.keeper.restart();
+        eventually("the return of what the keeper held", || {
+            link.list().is_ok_and(|names| names.len() >= before)
+        });
+    }
+
     /// A successor of a process that was killed.
     pub async fn start_again(&mut self) {
         self.process = Process::start(&self.arguments, &self.log);
@@ -311,11 +368,26 @@ impl Node {
             target_path: self.target(volume).display().to_string(),
         };
         self.client.node_unpublish_volume(request).await?;
+        self.unstage(volume).await
+    }
+
+    pub async fn unstage(&mut self, volume: &Volume) -> Result<(), Status> {
         let request = NodeUnstageVolumeRequest {
             volume_id: volume.volume_id.clone(),
             staging_target_path: self.staging(volume).display().to_string(),
         };
         self.client.node_unstage_volume(request).await.map(|_| ())
+    }
+
+    /// What the kubelet is told of the volume's condition.
+    pub async fn condition(&mut self, volume: &Volume) -> VolumeCondition {
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: volume.volume_id.clone(),
+            volume_path: self.target(volume).display().to_string(),
+            ..NodeGetVolumeStatsRequest::default()
+        };
+        let stats = self.client.node_get_volume_stats(request).await.unwrap().into_inner();
+        stats.volume_condition.unwrap()
     }
 }
 

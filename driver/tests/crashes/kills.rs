@@ -1,0 +1,102 @@
+//! SIGKILL of node plugin and keeper, by turns and both at once.
+
+use std::time::{Duration, Instant};
+
+use crate::fio::Fio;
+use crate::ledger::Ledger;
+use crate::site::{MIB, Site, block};
+use crate::{ALONE, for_a_while};
+
+const KILLS: usize = 60;
+const KILLS_OF_BOTH: usize = 10;
+/// The longest that one request may take. Without other load it is a fraction of a second.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_kills_of_node_plugin_and_keeper_cause_no_error_and_lose_nothing() {
+    let _alone = ALONE.lock().await;
+    let mut site = Site::start().await;
+    let mut node = site.node("n1").await;
+    let loaded = site.create_sized("loaded", 256 * MIB).await;
+    let booked = site.create_sized("booked", Ledger::BYTES as i64).await;
+    let mut devices = Vec::new();
+    for volume in [&loaded, &booked] {
+        let context = site.attach(volume, &node, &block()).await.unwrap();
+        devices.push(node.publish(volume, &context, &block()).await.unwrap());
+    }
+    let fio = Fio::start(&devices[0]);
+    let ledger = Ledger::new(&devices[1]);
+    let writers = ledger.write();
+    let (mut plugin_kills, mut keeper_kills, mut takeover) = (0, 0, Duration::ZERO);
+    for kill in 0..KILLS {
+        for_a_while(kill).await;
+        if kill % 3 == 2 {
+            node.restart_keeper();
+            keeper_kills += 1;
+        } else {
+            let killed = Instant::now();
+            node.restart().await;
+            takeover = takeover.max(killed.elapsed());
+            plugin_kills += 1;
+        }
+        assert!(fio.goes_on() && writers.go_on(), "kill {kill} was noticed");
+    }
+    let outcomes = writers.end();
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let seen = fio.end();
+    ledger.check();
+    println!(
+        "{plugin_kills} kills of the node plugin and {keeper_kills} of the keeper, 0 errors; fio: {} writes, {} \
+         verifying reads; ledger: {} fsyncs; longest stall {:?}, longest takeover {takeover:?}",
+        seen.writes,
+        seen.verifying_reads,
+        ledger.acknowledged(),
+        seen.stall,
+    );
+    assert!(seen.verifying_reads > 1_000, "fio verified too little");
+    assert!(seen.stall < STALL_LIMIT, "the longest stall was {:?}", seen.stall);
+    for volume in [&loaded, &booked] {
+        node.unpublish(volume).await.unwrap();
+        site.detach(volume, &node).await;
+    }
+    // Nothing of it was in memory only.
+    let context = site.attach(&booked, &node, &block()).await.unwrap();
+    node.publish(&booked, &context, &block()).await.unwrap();
+    ledger.check();
+    node.unpublish(&booked).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_plugin_and_keeper_dead_at_once_lose_nothing_that_was_acknowledged() {
+    let _alone = ALONE.lock().await;
+    let mut site = Site::start().await;
+    let mut node = site.node("n1").await;
+    let volume = site.create_sized("booked", Ledger::BYTES as i64).await;
+    let context = site.attach(&volume, &node, &block()).await.unwrap();
+    let device = node.publish(&volume, &context, &block()).await.unwrap();
+    let ledger = Ledger::new(&device);
+    for kill in 0..KILLS_OF_BOTH {
+        let before = ledger.acknowledged();
+        let writers = ledger.write();
+        for_a_while(kill).await;
+        if kill % 2 == 0 {
+            node.keeper.kill();
+            node.process.kill();
+        } else {
+            node.process.kill();
+            node.keeper.kill();
+        }
+        // As documented: errors, until the volume is staged again.
+        let outcomes = writers.end();
+        assert!(outcomes.iter().any(Result::is_err), "{outcomes:?}");
+        node.keeper.restart();
+        node.start_again().await;
+        node.unpublish(&volume).await.unwrap();
+        node.publish(&volume, &context, &block()).await.unwrap();
+        ledger.check();
+        assert!(ledger.acknowledged() > before, "nothing was written before kill {kill}");
+    }
+    println!("{KILLS_OF_BOTH} kills of both at once; {} fsyncs, none lost", ledger.acknowledged());
+    node.unpublish(&volume).await.unwrap();
+    site.detach(&volume, &node).await;
+}
