@@ -50,24 +50,26 @@ pub struct Options {
 struct Group {
     name: &'static str,
     lines: &'static [Line],
+    /// Whether it wants Ceph, which takes a while to start.
+    ceph: bool,
     /// One run: something for each of the lines, in their order.
     measure: fn(&mut Ground) -> Result<Vec<Seen>>,
 }
 
 static GROUPS: [Group; 13] = [
-    Group { name: "write", lines: &write::LINES, measure: write::measure },
-    Group { name: "requests", lines: &write::REQUESTS, measure: write::requests },
-    Group { name: "fsync", lines: &sync::LINES, measure: sync::measure },
-    Group { name: "read", lines: &cache::LINES, measure: cache::measure },
-    Group { name: "stream", lines: &stream::LINES, measure: stream::measure },
-    Group { name: "seal", lines: &stream::SEALED, measure: stream::sealed },
-    Group { name: "points", lines: &points::LINES, measure: points::measure },
-    Group { name: "open", lines: &engine::OPEN, measure: engine::open },
-    Group { name: "archive", lines: &archive::LINES, measure: archive::measure },
-    Group { name: "codec", lines: &engine::CODEC, measure: engine::codec },
-    Group { name: "pgbench", lines: &postgres::LINES, measure: postgres::measure },
-    Group { name: "kill", lines: &kill::LINES, measure: kill::measure },
-    Group { name: "peers", lines: peers::LINES.as_flattened(), measure: peers::measure },
+    Group { name: "write", lines: &write::LINES, ceph: false, measure: write::measure },
+    Group { name: "requests", lines: &write::REQUESTS, ceph: false, measure: write::requests },
+    Group { name: "fsync", lines: &sync::LINES, ceph: true, measure: sync::measure },
+    Group { name: "read", lines: &cache::LINES, ceph: false, measure: cache::measure },
+    Group { name: "stream", lines: &stream::LINES, ceph: true, measure: stream::measure },
+    Group { name: "seal", lines: &stream::SEALED, ceph: false, measure: stream::sealed },
+    Group { name: "points", lines: &points::LINES, ceph: false, measure: points::measure },
+    Group { name: "open", lines: &engine::OPEN, ceph: false, measure: engine::open },
+    Group { name: "archive", lines: &archive::LINES, ceph: false, measure: archive::measure },
+    Group { name: "codec", lines: &engine::CODEC, ceph: false, measure: engine::codec },
+    Group { name: "pgbench", lines: &postgres::LINES, ceph: false, measure: postgres::measure },
+    Group { name: "kill", lines: &kill::LINES, ceph: false, measure: kill::measure },
+    Group { name: "peers", lines: peers::LINES.as_flattened(), ceph: true, measure: peers::measure },
 ];
 
 /// Runs the command.
@@ -84,7 +86,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     let wanted = |group: &&Group| options.only.is_empty() || options.only.iter().any(|n| n == group.name);
     let scale = if options.quick { Scale::QUICK } else { Scale::FULL };
-    let mut ground = Ground::prepare(scale, options.programs.as_deref())?;
+    let ceph = GROUPS.iter().filter(wanted).any(|group| group.ceph);
+    let mut ground = Ground::prepare(scale, options.programs.as_deref(), ceph)?;
     let mut rows = Vec::new();
     let mut failed = false;
     for group in GROUPS.iter().filter(wanted) {

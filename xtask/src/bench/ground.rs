@@ -81,8 +81,8 @@ impl Device {
 }
 
 impl Ground {
-    /// Builds the programs, unless they are in `programs`, and starts everything.
-    pub fn prepare(scale: Scale, programs: Option<&Path>) -> Result<Self> {
+    /// Builds the programs, unless they are in `programs`, and starts everything, Ceph only if it is wanted.
+    pub fn prepare(scale: Scale, programs: Option<&Path>, ceph: bool) -> Result<Self> {
         let built = repository().join("target/release");
         let programs = match programs {
             Some(programs) => programs,
@@ -104,7 +104,10 @@ impl Ground {
             ));
         }
         let pools = Directory::start()?;
-        let ceph = report::step("start Ceph", Ceph::start).map_err(|error| error.to_string());
+        let ceph = match ceph {
+            true => report::step("start Ceph", Ceph::start).map_err(|error| error.to_string()),
+            false => Err("no group that was asked for wants it".to_owned()),
+        };
         let plain = pools.location("plain").pool_file()?;
         let sealed = pools.location("sealed").pool_file()?;
         let sealed = sealed.trim_end().trim_end_matches('}').trim_end().to_owned();
@@ -165,7 +168,7 @@ impl Ground {
     /// Whether the pool is there, and if not, why.
     pub fn has(&self, pool: &str) -> std::result::Result<(), String> {
         match &self.ceph {
-            Err(reason) if pool == CEPH => Err(format!("Ceph does not start: {reason}")),
+            Err(reason) if pool == CEPH => Err(format!("there is no Ceph: {reason}")),
             Ok(_) | Err(_) => Ok(()),
         }
     }
