@@ -8,7 +8,7 @@ use super::Tally;
 
 const CARGO_LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// What the front end's tests mount, format and load volumes with.
-const PACKAGES: [&str; 5] = ["e2fsprogs", "fio", "mount", "util-linux", "xfsprogs"];
+const PACKAGES: [&str; 6] = ["e2fsprogs", "fio", "mount", "postgresql", "util-linux", "xfsprogs"];
 
 /// Runs of the simulator.
 const SIMULATED_SEEDS: &str = "2000";
