@@ -176,12 +176,15 @@ fn a_snapshot_is_verified_and_is_no_archived_point() {
 fn a_damaged_volume_is_told_and_rebuilt() {
     let pool = Pool::new(Some(&key(7)));
     let volume = pool.handle(&["volume", "create", "data", "--size", "64Mi"]);
-    pool.text(&["snapshot", "create", "data", "monday"]);
+    let snapshot = pool.handle(&["snapshot", "create", "data", "monday"]);
     let scrubbed = pool.json(&["volume", "scrub", "data"]);
     assert_eq!(
         (&scrubbed["handle"], &scrubbed["damage"]),
         (&Value::from(volume.as_str()), &Value::Array(vec![]))
     );
+
+    assert!(pool.error(&["volume", "repair", "data", "--from", "monday"]).contains("no snapshot's handle"));
+    assert!(pool.error(&["volume", "repair", "data", "--from", &snapshot]).contains("no copy of a snapshot"));
 
     let id = volume.split('-').nth(1).unwrap();
     let roots = pool.path().join("pool/volumes").join(id).join("root");

@@ -29,6 +29,18 @@ pub struct Lost {
     pub reason: String,
 }
 
+impl Lost {
+    /// Adds a range behind the others.
+    pub(super) fn add_to(self, lost: &mut Vec<Self>) {
+        match lost.last_mut() {
+            Some(last) if last.offset + last.len == self.offset && last.reason == self.reason => {
+                last.len += self.len;
+            }
+            Some(_) | None => lost.push(self),
+        }
+    }
+}
+
 /// What was copied.
 #[derive(Debug, Default)]
 pub(super) struct Copied {
@@ -158,10 +170,7 @@ impl Step<'_> {
             FetchError::UnknownAncestor(error) => return Err(MapError::from(error).into()),
         };
         let (offset, len) = (extent.lba * BLOCK_BYTES, bytes(extent));
-        match self.copied.lost.last_mut() {
-            Some(last) if last.offset + last.len == offset && last.reason == reason => last.len += len,
-            Some(_) | None => self.copied.lost.push(Lost { offset, len, reason }),
-        }
+        Lost { offset, len, reason }.add_to(&mut self.copied.lost);
         Ok(())
     }
 

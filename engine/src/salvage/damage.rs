@@ -2,6 +2,7 @@
 
 use crate::codec::CodecError;
 use crate::control::ControlError;
+use crate::host::HostError;
 use crate::ids::{Handle, SnapshotId, VolumeId};
 use crate::log::LogError;
 use crate::map::{MapError, MapObject};
@@ -154,11 +155,30 @@ pub enum SalvageError {
         /// The name.
         name: String,
     },
-    /// The snapshot that a clone descends from is out of reach.
-    #[error("the volume needs its source {parent}, which cannot be reached: add its pool or archive target")]
-    Parent {
+    /// A snapshot that is needed is out of reach.
+    #[error("{handle} is needed and cannot be reached: add its pool or archive target")]
+    Unreachable {
+        /// The snapshot.
+        handle: Handle,
+    },
+    /// The source of a repair is not known to be a copy of the volume.
+    #[error(
+        "{handle} is no copy of a snapshot that volume {volume} has: name a point that was archived of it, whose \
+         snapshot still exists"
+    )]
+    NoCopy {
+        /// The volume.
+        volume: VolumeId,
         /// The source.
-        parent: Handle,
+        handle: Handle,
+    },
+    /// A volume cannot be opened, so nothing can be put back into it.
+    #[error("volume {volume} cannot be opened ({reason}): rebuild it into a new one")]
+    Unopenable {
+        /// The volume.
+        volume: VolumeId,
+        /// Why.
+        reason: String,
     },
     /// The pool failed.
     #[error(transparent)]
@@ -178,4 +198,10 @@ pub enum SalvageError {
     /// The new volume failed.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+}
+
+impl From<HostError> for SalvageError {
+    fn from(error: HostError) -> Self {
+        Self::Control(error.into())
+    }
 }

@@ -109,6 +109,14 @@ pub(super) fn wrong_chunks(
 }
 
 impl Wrong {
+    /// Whether the chunk that a map names cannot be read.
+    pub fn concerns(&self, location: &Location) -> bool {
+        match self {
+            Self::Missing => true,
+            Self::Table(_, chunks) | Self::Chunks(chunks) => chunks.contains_key(&location.stored_offset),
+        }
+    }
+
     /// What to report, by the chunk it is about.
     pub fn damage(&self, segment: &SegmentRef) -> Vec<Damage> {
         let (key, volume) = (segment_key(segment), segment.volume);

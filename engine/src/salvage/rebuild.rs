@@ -174,7 +174,7 @@ impl Host {
         let Some(first) = json.parents.first() else { return Ok(Base::default()) };
         let Parent { pool, volume, snapshot } = *first;
         let unreachable =
-            || SalvageError::Parent { parent: Handle { pool, volume, snapshot: Some(snapshot) } };
+            || SalvageError::Unreachable { handle: Handle { pool, volume, snapshot: Some(snapshot) } };
         let home = self.pools.get(pool).ok_or_else(unreachable)?;
         if home.pin(volume, snapshot, clone, deadline).await?.is_none() {
             // It has let go of it.

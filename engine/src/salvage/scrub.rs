@@ -46,6 +46,8 @@ const ROUNDS: usize = 3;
 pub enum Scope {
     /// The head, all snapshots, and all records and roots.
     Volume,
+    /// What the head names.
+    Head,
     /// What one snapshot names.
     Snapshot(SnapshotId),
 }
@@ -93,25 +95,11 @@ impl Host {
         scope: Scope,
         progress: &(dyn Fn(Scrubbing) + Sync),
     ) -> Result<Scrubbed, SalvageError> {
-        let deadline = Instant::now() + PATIENCE;
-        let log = self.log(pool, volume, deadline).await?;
-        let lineage = self.lineage(pool, volume, deadline).await?;
-        // A cache of its own: what others have read before is to be read again.
-        let pages = VolumePages::new(PageCache::new(PAGES_BYTES), lineage.clone(), volume, log.env.clone());
-        let mut scrub = Scrub {
-            log: &log,
-            lineage,
-            pages,
-            scope,
-            progress,
-            maps: MapCheck::default(),
-            right: BTreeSet::new(),
-            seen: Scrubbing::default(),
-        };
-        let mut base = log.newest_root(Instant::now() + PATIENCE).await?;
+        let mut scrub = Scrub::new(self, pool, volume, scope, progress).await?;
+        let mut base = scrub.log.newest_root(Instant::now() + PATIENCE).await?;
         for _ in 1..ROUNDS {
-            let scrubbed = scrub.round().await?;
-            let newest = log.newest_root(Instant::now() + PATIENCE).await?;
+            let scrubbed = scrub.round().await?.scrubbed;
+            let newest = scrub.log.newest_root(Instant::now() + PATIENCE).await?;
             let misses = scrubbed.damage.iter().any(|damage| damage.fault == Fault::Missing);
             if !misses || newest == base {
                 return Ok(scrubbed);
@@ -119,12 +107,34 @@ impl Host {
             base = newest;
             scrub.maps.doubt();
         }
-        scrub.round().await
+        Ok(scrub.round().await?.scrubbed)
     }
 }
 
+/// The blocks of the head of a volume whose chunks are damaged.
+pub(super) async fn damaged_head(
+    host: &Host,
+    pool: &Pool,
+    volume: VolumeId,
+    progress: &(dyn Fn(Scrubbing) + Sync),
+) -> Result<Vec<Extent>, SalvageError> {
+    let mut scrub = Scrub::new(host, pool, volume, Scope::Head, progress).await?;
+    let Round { scrubbed, views, wrong } = scrub.round().await?;
+    if let Some(reason) = scrubbed.unopenable {
+        return Err(SalvageError::Unopenable { volume, reason });
+    }
+    let mut damaged = Vec::new();
+    each_named(&views, |_, extent, location| {
+        if wrong.get(&location.segment.id).is_some_and(|(_, wrong)| wrong.concerns(&location)) {
+            damaged.push(*extent);
+        }
+    })
+    .await?;
+    Ok(damaged)
+}
+
 struct Scrub<'a> {
-    log: &'a Log,
+    log: Log,
     lineage: Lineage,
     pages: Arc<dyn PageSource>,
     scope: Scope,
@@ -138,13 +148,45 @@ struct Scrub<'a> {
 /// Objects that are wrong, and how.
 type WrongObjects = BTreeMap<ObjectId, (SegmentRef, Wrong)>;
 
-impl Scrub<'_> {
-    async fn round(&mut self) -> Result<Scrubbed, SalvageError> {
+/// What one look has found.
+struct Round {
+    scrubbed: Scrubbed,
+    /// Maps that can be walked.
+    views: Vec<(Place, MapView)>,
+    wrong: WrongObjects,
+}
+
+impl<'a> Scrub<'a> {
+    async fn new(
+        host: &Host,
+        pool: &Pool,
+        volume: VolumeId,
+        scope: Scope,
+        progress: &'a (dyn Fn(Scrubbing) + Sync),
+    ) -> Result<Self, SalvageError> {
+        let deadline = Instant::now() + PATIENCE;
+        let log = host.log(pool, volume, deadline).await?;
+        let lineage = host.lineage(pool, volume, deadline).await?;
+        // A cache of its own: what others have read before is to be read again.
+        let pages = VolumePages::new(PageCache::new(PAGES_BYTES), lineage.clone(), volume, log.env.clone());
+        Ok(Self {
+            log,
+            lineage,
+            pages,
+            scope,
+            progress,
+            maps: MapCheck::default(),
+            right: BTreeSet::new(),
+            seen: Scrubbing::default(),
+        })
+    }
+
+    async fn round(&mut self) -> Result<Round, SalvageError> {
         let records = match self.scope {
-            Scope::Volume => state::records(self.log).await?,
+            Scope::Volume | Scope::Head => state::records(&self.log).await?,
             Scope::Snapshot(_) => Vec::new(),
         };
-        let state = State::read(self.log, &self.pages, self.scope, &records).await?;
+        let state = State::read(&self.log, &self.pages, self.scope, &records).await?;
         let State { views, size_bytes, unopenable, mut damage, known } = state;
         let views = self.check_maps(views, &mut damage).await?;
         let (mut named, mapped_bytes) = named(&views).await?;
@@ -155,7 +197,7 @@ impl Scrub<'_> {
             return Err(SalvageError::Nothing { volume: self.log.volume });
         }
         if self.scope == Scope::Volume {
-            damage.extend(state::roots(self.log).await?.1);
+            damage.extend(state::roots(&self.log).await?.1);
             self.check_records(&records, &mut named, &mut damage).await?;
         }
         self.count(&named).await?;
@@ -165,7 +207,9 @@ impl Scrub<'_> {
             damage.extend(attribute(&views, &wrong).await?);
         }
         damage.sort_by(|a, b| (&a.key, a.chunk_offset).cmp(&(&b.key, b.chunk_offset)));
-        Ok(Scrubbed { size_bytes, mapped_bytes, read_bytes: self.seen.read_bytes, unopenable, damage })
+        let read_bytes = self.seen.read_bytes;
+        let scrubbed = Scrubbed { size_bytes, mapped_bytes, read_bytes, unopenable, damage };
+        Ok(Round { scrubbed, views, wrong })
     }
 
     /// Checks the pages of all maps. Answers maps that can be walked.

@@ -118,8 +118,11 @@ impl From<SalvageError> for StoreError {
             SalvageError::Control(error) => error.into(),
             SalvageError::NoSuchSnapshot { .. }
             | SalvageError::Nothing { .. }
-            | SalvageError::Parent { .. } => Self::NotFound(error.to_string()),
-            SalvageError::NameTaken { .. } | SalvageError::Volume(_) => Self::Damaged(error.to_string()),
+            | SalvageError::Unreachable { .. } => Self::NotFound(error.to_string()),
+            SalvageError::NameTaken { .. }
+            | SalvageError::NoCopy { .. }
+            | SalvageError::Unopenable { .. }
+            | SalvageError::Volume(_) => Self::Damaged(error.to_string()),
         }
     }
 }

@@ -2,5 +2,6 @@
 
 mod histories;
 mod rebuilds;
+mod repairs;
 mod scene;
 mod scrubs;
