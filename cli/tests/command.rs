@@ -205,6 +205,7 @@ fn a_damaged_volume_is_told_and_rebuilt() {
     assert!(pool.error(&["volume", "rebuild", "data", "data"]).contains("exists already"));
     let rebuilt = pool.json(&["volume", "rebuild", "data", "again"]);
     assert_eq!((&rebuilt["sizeBytes"], &rebuilt["lost"]), (&Value::from(64 << 20), &Value::Array(vec![])));
+    assert_eq!(rebuilt["map"]["method"], "replayed");
     let again = pool.json(&["volume", "show", "again"]);
     assert_eq!(again["parameters"]["rebuiltFrom"], Value::from(volume.as_str()));
 }

@@ -56,12 +56,11 @@ impl Fault {
 
 /// Something of a volume that has a map.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Place {
     /// The volume as it is now.
     Head,
     /// A snapshot, also one that is deleted and needed by a clone.
-    #[serde(rename_all = "camelCase")]
     Snapshot {
         /// Which.
         id: SnapshotId,

@@ -48,17 +48,15 @@ pub struct Rebuilding {
 
 /// Where the map of a rebuilt volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", tag = "method")]
 pub enum MapSource {
     /// The log says all of it, after this root; after none if it is complete.
-    #[serde(rename_all = "camelCase")]
     Replayed {
         /// The root.
         root: Option<RecordNumber>,
     },
     /// It was put together from segments and records, over this root if there was one. What was discarded or never
     /// committed may have come back.
-    #[serde(rename_all = "camelCase")]
     PutTogether {
         /// The root.
         root: Option<RecordNumber>,
@@ -287,8 +285,7 @@ async fn put_together(
         return Err(SalvageError::Nothing { volume: log.volume });
     }
     lost.sort_by_key(|range| range.start);
-    let mut layers = Vec::new();
-    layers.push(layer(history.extents(true)));
+    let mut layers = vec![layer(history.extents(true))];
     if !lost.is_empty() {
         layers.push(layer(history.extents(false).flat_map(|extent| within(&lost, extent))));
         // Of what a clone began with, and a lost page may have said.

@@ -27,7 +27,7 @@ pub(super) struct State {
     pub size_bytes: u64,
     /// Why the volume cannot be opened. The head is then what the newest root that can be read says, if one can.
     pub unopenable: Option<String>,
-    /// Snapshots whose maps cannot be read at all.
+    /// The record that is missing between others, and snapshots whose maps cannot be read at all.
     pub damage: Vec<Damage>,
     /// Whether anything is known of what the volume should hold.
     pub known: bool,
@@ -77,11 +77,13 @@ impl State {
         records: &[RecordNumber],
     ) -> Result<Self, SalvageError> {
         let mut sink = MapSink::new(Arc::clone(pages));
+        let mut damage = Vec::new();
         let (control, head, unopenable) = match log.replay(&mut sink, Instant::now() + REPLAY).await {
             Ok(replayed) => {
                 // A number that was listed before the replay, and that the replay did not come to, lies behind a gap.
                 let behind = records.last().is_some_and(|last| *last >= replayed.next);
                 let unopenable = if behind {
+                    damage.push(Damage::missing(layout::record(log.volume, replayed.next), log.volume));
                     Some(format!("record {} is not there, although later ones are", replayed.next))
                 } else {
                     let nothing = "there is neither a record nor a root that says what it holds";
@@ -99,8 +101,7 @@ impl State {
         };
         let known = control.as_ref().is_some_and(|control| !control.last.is_none());
         let control = control.unwrap_or_default();
-        let mut state =
-            Self { views: Vec::new(), size_bytes: control.size_bytes, unopenable, damage: Vec::new(), known };
+        let mut state = Self { views: Vec::new(), size_bytes: control.size_bytes, unopenable, damage, known };
         if let Scope::Snapshot(snapshot) = scope {
             let found = control.snapshots.get(&snapshot);
             let missing = SalvageError::NoSuchSnapshot { volume: log.volume, snapshot };

@@ -203,6 +203,8 @@ async fn a_gap_in_the_log_is_noticed() {
     volume.abandon();
     scene.delete(&layout::record(id, first)).await;
     let scrubbed = scene.scrub(id).await;
+    let missing = only(&scrubbed);
+    assert_eq!((&missing.key, missing.fault), (&layout::record(id, first), Fault::Missing));
     assert!(scrubbed.unopenable.unwrap().contains(&format!("record {first} is not there")));
     let Written { mut scene, volume, id, .. } = written(false).await;
     write(&volume, 200..201, 1).await;
