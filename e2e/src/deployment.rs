@@ -8,6 +8,7 @@ use crate::{
     Error, Result,
     images::{self, Profile},
     kind::{Cluster, POOL_ON_NODES},
+    process::Output,
     report,
     stores::Location,
 };
@@ -56,16 +57,33 @@ pub fn install(cluster: &Cluster, profile: Profile, pool: &Pool) -> Result<()> {
         .ok_or_else(|| Error::Answer { from: "building the image".into(), answer: image.clone() })?;
     let mut values = pool.values()?;
     values["image"] = json!({"repository": repository, "tag": tag});
-    report::step("helm install holdfast", || {
-        cluster
-            .helm()
-            .args(["upgrade", "--install", "holdfast"])
-            .arg(crate::repository().join("charts/holdfast"))
-            .args(["--namespace", NAMESPACE, "--create-namespace", "--values", "-"])
-            .input(values.to_string())
-            .run()?;
-        WORKLOADS.iter().try_for_each(|workload| wait_for_rollout(cluster, workload))
-    })
+    report::step("helm install holdfast", || install_with(cluster, &values.to_string()))
+}
+
+/// Installs the chart with these values, and waits until every part is ready.
+pub fn install_with(cluster: &Cluster, values: &str) -> Result<()> {
+    cluster
+        .helm()
+        .args(["upgrade", "--install", "holdfast"])
+        .arg(crate::repository().join("charts/holdfast"))
+        .args(["--namespace", NAMESPACE, "--create-namespace", "--values", "-"])
+        .input(values)
+        .run()?;
+    WORKLOADS.iter().try_for_each(|workload| wait_for_rollout(cluster, workload))
+}
+
+/// The values that Holdfast is installed with.
+pub fn values(cluster: &Cluster) -> Result<String> {
+    cluster.helm().args(["get", "values", "holdfast", "--namespace", NAMESPACE, "--output=json"]).read()
+}
+
+/// `helm uninstall`, which may be refused.
+pub fn uninstall(cluster: &Cluster) -> Result<Output> {
+    cluster
+        .helm()
+        .args(["uninstall", "holdfast", "--namespace", NAMESPACE, "--wait", "--timeout=180s"])
+        .limit(READY_LIMIT)
+        .output()
 }
 
 /// Waits until all pods of a workload are ready.

@@ -21,7 +21,7 @@ pub struct Plugin {
 impl Plugin {
     /// Builds the command and links it under the plugin's name.
     pub fn build(profile: Profile) -> Result<Self> {
-        let program = images::build_program("holdfast", profile)?;
+        let program = images::build_programs(profile)?.join("holdfast");
         let directory = tempfile::Builder::new()
             .prefix("holdfast-plugin-")
             .tempdir()

@@ -6,7 +6,7 @@ use clap::Args;
 use holdfast_e2e::{
     Result,
     images::{self, Profile},
-    report, repository,
+    report,
     sanity::{self, Outcome},
 };
 
@@ -27,8 +27,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// Runs the suite.
 pub fn conformance(focus: Option<&str>) -> Result<Outcome> {
-    images::build_programs(Profile::Dev)?;
-    let driver = repository().join("target").join(Profile::Dev.directory()).join("holdfast-driver");
+    let driver = images::build_programs(Profile::Dev)?.join("holdfast-driver");
     let outcome = sanity::run(&driver, focus)?;
     for case in &outcome.skipped {
         report::note(&format!("skipped: {}: {}", case.name, case.reason));

@@ -1,8 +1,7 @@
 //! `cargo xtask test`: every test, stage by stage.
 //!
 //! A stage tells what it does, what went wrong, and its time; the last line of all is `N passed, N failed`. A stage
-//! that fails does not stop the next one. Nothing is left running. The stages that build a cluster or start stores
-//! run only when they are named with `--only`.
+//! that fails does not stop the next one. Nothing is left running.
 
 mod chart;
 mod code;
@@ -31,41 +30,19 @@ pub struct Options {
 struct Stage {
     name: &'static str,
     about: &'static str,
-    /// Whether it runs without being named: it needs minutes and no more than what every machine has.
-    is_usual: bool,
     run: fn() -> Result<Tally>,
 }
 
 const STAGES: &[Stage] = &[
-    Stage { name: "format", about: "the code is formatted", is_usual: true, run: code::format },
-    Stage { name: "lints", about: "clippy has nothing to say", is_usual: true, run: code::lints },
-    Stage { name: "generated", about: "derived files are up to date", is_usual: true, run: code::generated },
-    Stage {
-        name: "licences",
-        about: "dependencies: licences, sources, bans",
-        is_usual: true,
-        run: licences::check,
-    },
-    Stage {
-        name: "chart",
-        about: "chart and examples against Kubernetes' schemas",
-        is_usual: true,
-        run: chart::check,
-    },
-    Stage { name: "unit", about: "unit, property and simulation tests", is_usual: true, run: code::unit },
-    Stage { name: "sanity", about: "the conformance suite of CSI", is_usual: true, run: conformance },
-    Stage {
-        name: "stores",
-        about: "the engine on real object stores",
-        is_usual: false,
-        run: real_stores::check,
-    },
-    Stage {
-        name: "scenarios",
-        about: "what users do, on a kind cluster",
-        is_usual: false,
-        run: crate::e2e::all,
-    },
+    Stage { name: "format", about: "the code is formatted", run: code::format },
+    Stage { name: "lints", about: "clippy has nothing to say", run: code::lints },
+    Stage { name: "generated", about: "derived files are up to date", run: code::generated },
+    Stage { name: "licences", about: "dependencies: licences, sources, bans", run: licences::check },
+    Stage { name: "chart", about: "chart and examples against Kubernetes' schemas", run: chart::check },
+    Stage { name: "unit", about: "unit, property and simulation tests", run: code::unit },
+    Stage { name: "sanity", about: "the conformance suite of CSI", run: conformance },
+    Stage { name: "stores", about: "the engine on real object stores", run: real_stores::check },
+    Stage { name: "scenarios", about: "what users do, on a kind cluster", run: crate::e2e::all },
 ];
 
 /// How many checks passed and failed.
@@ -95,8 +72,7 @@ impl std::ops::AddAssign for Tally {
 pub fn run(options: &Options) -> Result<ExitCode> {
     if options.list {
         for stage in STAGES {
-            let when = if stage.is_usual { "" } else { " (only when named)" };
-            println!("{:10} {}{when}", stage.name, stage.about);
+            println!("{:10} {}", stage.name, stage.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -108,8 +84,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     let is_wanted = |stage: &&Stage| {
         let name = stage.name.to_owned();
-        (options.only.contains(&name) || (options.only.is_empty() && stage.is_usual))
-            && !options.skip.contains(&name)
+        (options.only.contains(&name) || options.only.is_empty()) && !options.skip.contains(&name)
     };
     let mut total = Tally::default();
     for stage in STAGES.iter().filter(is_wanted) {

@@ -20,7 +20,7 @@ use crate::{
 use context::Context;
 pub use node::node;
 pub use postgres::postgres;
-pub use product::{PROGRAMS, Profile, build_program, build_programs, product};
+pub use product::{PROGRAMS, Profile, build_programs, product};
 pub use single::{SIDECARS, sidecar_tag, sidecars};
 
 /// The image that others are based on, with these packages if it had to be made here.

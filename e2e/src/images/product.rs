@@ -64,14 +64,13 @@ pub fn product(engine: &Engine, profile: Profile) -> Result<String> {
     if engine.reaches_registry() && profile == Profile::Release {
         return from_source(engine, &root, &text);
     }
-    build_programs(profile)?;
+    let programs = build_programs(profile)?;
     let base = base(engine, "runtime", PACKAGES)?;
     let context = Context::new()?;
     let dist = context.path().join("dist");
     fs::create_dir(&dist).named("create", &dist)?;
     for program in PROGRAMS {
-        let built = root.join("target").join(profile.directory()).join(program);
-        Cmd::new("strip").arg("-o").arg(dist.join(program)).arg(built).run()?;
+        Cmd::new("strip").arg("-o").arg(dist.join(program)).arg(programs.join(program)).run()?;
     }
     let recipe = Recipe::new("holdfast").part(&text).part(&base).tree(&dist)?.key();
     let tag = format!("localhost/holdfast:{recipe}");
@@ -90,26 +89,16 @@ pub fn product(engine: &Engine, profile: Profile) -> Result<String> {
     Ok(tag)
 }
 
-/// Builds [`PROGRAMS`] with cargo on this machine.
-pub fn build_programs(profile: Profile) -> Result<()> {
-    build(&PROGRAMS, profile)
-}
-
-/// Builds one of [`PROGRAMS`] with cargo on this machine, and returns its path.
-pub fn build_program(program: &str, profile: Profile) -> Result<PathBuf> {
-    build(&[program], profile)?;
-    Ok(repository().join("target").join(profile.directory()).join(program))
-}
-
-fn build(programs: &[&str], profile: Profile) -> Result<()> {
-    report::step(&format!("build {} ({})", programs.join(", "), profile.name()), || {
+/// Builds [`PROGRAMS`] with cargo on this machine, and returns the directory that they are in.
+pub fn build_programs(profile: Profile) -> Result<PathBuf> {
+    report::step(&format!("build the programs ({})", profile.name()), || {
         Cmd::new("cargo")
             .dir(repository())
             .args(["build", "--locked", "--quiet", "--profile", profile.name()])
-            .args(programs.iter().flat_map(|package| ["--package", package]))
+            .args(PROGRAMS.iter().flat_map(|package| ["--package", package]))
             .limit(CARGO_LIMIT)
             .run()?;
-        Ok(())
+        Ok(repository().join("target").join(profile.directory()))
     })
 }
 

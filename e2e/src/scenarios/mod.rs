@@ -6,6 +6,7 @@ mod archives;
 mod fencing;
 mod growth;
 mod lifecycle;
+mod removal;
 mod snapshots;
 
 use std::time::Duration;
@@ -56,6 +57,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "archive-kills",
         about: "the same while Job, operator, controller, node plugin and keeper are killed",
         run: archives::every_process_is_killed,
+    },
+    Scenario {
+        name: "uninstall",
+        about: "helm uninstall is refused while a volume is attached; installed again, the volume is there",
+        run: removal::uninstall_is_refused_while_attached,
     },
 ];
 
