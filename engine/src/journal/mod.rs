@@ -55,8 +55,10 @@ use crate::ids::{BLOCK_BYTES, GrantId, VolumeId};
 /// Bytes of the smallest disk: the headers, and room for a few frames.
 pub const JOURNAL_BYTES_MIN: u64 = 64 << 10;
 
-/// Bytes of entries after which a frame ends.
-const FRAME_BYTES: usize = 1 << 20;
+/// Bytes of entries after which a frame ends: a small part of the ring, and bounded.
+fn frame_bytes(capacity: u64) -> usize {
+    (capacity / 16).min(1 << 20) as usize
+}
 
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::header::{FRAMES_START, Header, Place};
-use super::{FRAME_BYTES, Laid, Shared, State, laid_bytes};
+use super::{Laid, Shared, State, frame_bytes, laid_bytes};
 use crate::buffer::Mutation;
 use crate::codec::{self, Frame};
 use crate::ids::ObjectId;
@@ -116,7 +116,7 @@ fn lay(shared: &Shared, entries: Vec<(u64, Mutation)>, head: Place) -> (Vec<Laid
     while let Some((first, mutation)) = entries.next() {
         let mut size = codec::entry_bytes(&mutation);
         let mut mutations = vec![mutation];
-        while size < FRAME_BYTES
+        while size < frame_bytes(shared.capacity)
             && let Some((_, mutation)) =
                 entries.next_if(|(number, _)| *number == first + mutations.len() as u64)
         {

@@ -1,5 +1,6 @@
 //! A disk that does what disks do when a process is killed or the power fails.
 
+use std::cmp::Ordering;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -18,6 +19,8 @@ const SECTOR_BYTES: usize = 512;
 pub(crate) enum Torn {
     /// The first so many, of one more the first half.
     Prefix(usize),
+    /// The last so many, of one more the first half.
+    Suffix(usize),
     /// Each by chance old, new, or a mixture.
     Scattered(u64),
 }
@@ -124,16 +127,22 @@ impl FakeDisk {
 /// Makes some of the sectors in which `old` differs from `new` like those of `new`.
 fn tear(old: &mut [u8], new: &[u8], torn: Torn) {
     let mut chance = ChaCha8Rng::seed_from_u64(match torn {
-        Torn::Prefix(_) => 0,
+        Torn::Prefix(_) | Torn::Suffix(_) => 0,
         Torn::Scattered(seed) => seed,
     });
-    let sectors = old.chunks_mut(SECTOR_BYTES).zip(new.chunks(SECTOR_BYTES)).filter(|(old, new)| old != new);
-    for (place, (old, new)) in sectors.enumerate() {
+    let sectors = old.chunks_mut(SECTOR_BYTES).zip(new.chunks(SECTOR_BYTES));
+    let mut differing: Vec<_> = sectors.filter(|(old, new)| old != new).collect();
+    if matches!(torn, Torn::Suffix(_)) {
+        differing.reverse();
+    }
+    for (place, (old, new)) in differing.into_iter().enumerate() {
         let half = old.len() / 2;
         match torn {
-            Torn::Prefix(whole) if place < whole => old.copy_from_slice(new),
-            Torn::Prefix(whole) if place == whole => old[..half].copy_from_slice(&new[..half]),
-            Torn::Prefix(_) => {}
+            Torn::Prefix(whole) | Torn::Suffix(whole) => match place.cmp(&whole) {
+                Ordering::Less => old.copy_from_slice(new),
+                Ordering::Equal => old[..half].copy_from_slice(&new[..half]),
+                Ordering::Greater => {}
+            },
             Torn::Scattered(_) => match chance.random_range(0..5u8) {
                 0 | 1 => old.copy_from_slice(new),
                 2 => chance.fill(old),
