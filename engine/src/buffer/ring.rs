@@ -36,6 +36,8 @@ const RING_START: usize = 2 * SLOT_BYTES;
 const ENTRY_BYTES: usize = 56;
 /// Entries begin at multiples of this.
 const ALIGN: usize = 8;
+/// No number or position in a header is larger: a buffer does not live that long, and sums stay within 64 bits.
+const NUMBER_MAX: u64 = 1 << 62;
 
 const KIND_WRITE: u32 = 1;
 const KIND_DISCARD: u32 = 2;
@@ -90,8 +92,9 @@ impl Entry {
         if self.kind == KIND_WRITE { self.len } else { 0 }
     }
 
-    fn bytes(&self) -> u64 {
-        ENTRY_BYTES as u64 + self.data_len().next_multiple_of(ALIGN as u64)
+    /// Bytes that it takes in the ring; none if no ring is so large.
+    fn bytes(&self) -> Option<u64> {
+        self.data_len().checked_next_multiple_of(ALIGN as u64)?.checked_add(ENTRY_BYTES as u64)
     }
 }
 
@@ -108,8 +111,7 @@ impl Ring {
         let ring = Self { region, state: Mutex::new(State { header, ends: VecDeque::new() }) };
         {
             let mut state = ring.state();
-            while let Some((entry, _)) = ring.entry(&state.header, state.next_number(), state.head()) {
-                let end = state.head() + entry.bytes();
+            while let Some((_, end, _)) = ring.entry(&state.header, state.next_number(), state.head()) {
                 state.ends.push_back(end);
             }
         }
@@ -151,8 +153,8 @@ impl Ring {
         (RING_START + at, len.min(self.capacity() as usize - at))
     }
 
-    /// The entry `number` at `position`, with its data, if a whole one lies there.
-    fn entry(&self, header: &Header, number: u64, position: u64) -> Option<(Entry, Bytes)> {
+    /// The entry `number` at `position`, where it ends, and its data, if a whole one lies there.
+    fn entry(&self, header: &Header, number: u64, position: u64) -> Option<(Entry, u64, Bytes)> {
         let mut raw = [0; ENTRY_BYTES];
         self.read(position, &mut raw);
         let entry = Entry {
@@ -165,12 +167,13 @@ impl Ring {
             u64_at(&raw, 0) == header.epoch && u64_at(&raw, 8) == number && u64_at(&raw, 16) == position;
         let is_whole = u32_at(&raw, 48) == crc_fast::crc32_iscsi(&raw[..48]);
         // After the checksum, so that a length is believed only if it was written as such.
-        if !is_next || !is_whole || position + entry.bytes() > header.tail + self.capacity() {
+        if !is_next || !is_whole {
             return None;
         }
+        let end = position.checked_add(entry.bytes()?).filter(|end| *end <= header.tail + self.capacity())?;
         let mut data = vec![0; entry.data_len() as usize];
         self.read(position + ENTRY_BYTES as u64, &mut data);
-        (crc_fast::crc32_iscsi(&data) == entry.data_crc).then(|| (entry, data.into()))
+        (crc_fast::crc32_iscsi(&data) == entry.data_crc).then(|| (entry, end, data.into()))
     }
 
     /// Puts a header with the next generation in force.
@@ -203,6 +206,9 @@ impl Ring {
 
 impl DirtyBuffer for Ring {
     fn bind(&self, grant: GrantId, complete: u64) -> Result<usize, BufferError> {
+        if complete > NUMBER_MAX {
+            return Err(BufferError::Damaged { at: 0, reason: "the log has more entries than there can be" });
+        }
         let mut state = self.state();
         if state.header.grant != grant {
             let dropped = state.ends.len();
@@ -231,7 +237,8 @@ impl DirtyBuffer for Ring {
                 let at = self.split(position, 0).0 as u64;
                 let damaged = |reason| BufferError::Damaged { at, reason };
                 let found = self.entry(&state.header, number, position);
-                let (entry, data) = found.ok_or_else(|| damaged("an entry does not match its checksum"))?;
+                let (entry, _, data) =
+                    found.ok_or_else(|| damaged("an entry does not match its checksum"))?;
                 match entry.kind {
                     KIND_WRITE => Ok((number, Mutation::Write { offset: entry.offset, data })),
                     KIND_DISCARD => Ok((number, Mutation::Discard { offset: entry.offset, len: entry.len })),
@@ -248,12 +255,12 @@ impl DirtyBuffer for Ring {
         };
         let entry = Entry { kind, data_crc: crc_fast::crc32_iscsi(data), offset, len };
         let capacity = self.capacity();
-        if entry.bytes() > capacity {
-            return Err(BufferError::TooLarge { len: data.len(), capacity: capacity as usize });
-        }
+        let too_large = BufferError::TooLarge { len: data.len(), capacity: capacity as usize };
+        let bytes = entry.bytes().filter(|bytes| *bytes <= capacity).ok_or(too_large)?;
         let mut state = self.state();
         let (number, position) = (state.next_number(), state.head());
-        if position + entry.bytes() > state.header.tail + capacity {
+        let end = position + bytes;
+        if end > state.header.tail + capacity {
             return Err(BufferError::Full);
         }
         let mut raw = [0; ENTRY_BYTES];
@@ -268,7 +275,7 @@ impl DirtyBuffer for Ring {
         raw[48..52].copy_from_slice(&crc.to_le_bytes());
         self.write(position + ENTRY_BYTES as u64, data);
         self.write(position, &raw);
-        state.ends.push_back(position + entry.bytes());
+        state.ends.push_back(end);
         Ok(number)
     }
 
@@ -296,13 +303,9 @@ fn decode_header(raw: &[u8; SLOT_BYTES]) -> Option<Header> {
     }
     let mut grant = GrantId::NONE;
     grant.0.copy_from_slice(&raw[16..32]);
-    Some(Header {
-        generation: u64_at(raw, 8),
-        grant,
-        epoch: u64_at(raw, 32),
-        freed: u64_at(raw, 40),
-        tail: u64_at(raw, 48),
-    })
+    let [generation, epoch, freed, tail] = [8, 32, 40, 48].map(|at| u64_at(raw, at));
+    let plausible = [generation, epoch, freed, tail].iter().all(|number| *number <= NUMBER_MAX);
+    plausible.then_some(Header { generation, grant, epoch, freed, tail })
 }
 
 fn u32_at(raw: &[u8], at: usize) -> u32 {

@@ -28,7 +28,7 @@ const LZ4: u16 = 2;
 const MEMORY_FACTOR: usize = 32;
 
 /// An unencrypted object with this body and these chunks, written as `docs/format.md` says and not by the engine.
-fn forge(kind: ObjectKind, version: u16, flags: u16, body: &[u8], data: &[u8]) -> Bytes {
+pub fn forge(kind: ObjectKind, version: u16, flags: u16, body: &[u8], data: &[u8]) -> Bytes {
     let id = samples::id(1);
     let body_bytes = body.len() + 8;
     let mut object = kind.magic().to_vec();
@@ -58,7 +58,7 @@ fn read(kind: ObjectKind, bytes: &Bytes) -> Result<(), CodecError> {
 }
 
 /// The parts of the unencrypted samples: kind, flags, body, chunks.
-fn parts() -> Vec<(ObjectKind, u16, Vec<u8>, Vec<u8>)> {
+pub fn parts() -> Vec<(ObjectKind, u16, Vec<u8>, Vec<u8>)> {
     let split = |(_, kind, bytes): (_, _, Bytes)| {
         let short = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let body_end = ENVELOPE_BYTES + usize::from(short(12)) - 8;
@@ -190,7 +190,7 @@ fn apply(body: &mut Vec<u8>, change: &Change) {
 
 /// Besides what follows the input, a compressed page unpacks to at most 64 KiB, which become extents; so does each of
 /// the samples' few chunks.
-fn allowed(bytes: usize) -> usize {
+pub fn allowed(bytes: usize) -> usize {
     MEMORY_FACTOR * bytes + (1 << 20)
 }
 

@@ -4,6 +4,9 @@ mod allocations;
 mod damage;
 mod exchanges;
 mod forgery;
+mod fuzz;
+#[path = "../fuzzing/mutator.rs"]
+mod mutator;
 mod round_trips;
 mod samples;
 mod values;

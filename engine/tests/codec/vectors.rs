@@ -53,6 +53,15 @@ fn read(file: &str) -> String {
     fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
+/// The committed objects: names, kinds, keys, bytes.
+pub fn committed() -> Vec<(String, ObjectKind, Option<DataKey>, Bytes)> {
+    let read = |(name, kind, key, _): (String, _, _, _)| {
+        let bytes = from_hex(&read(&format!("{name}.hex")));
+        (name, kind, key, bytes)
+    };
+    vectors().into_iter().map(read).collect()
+}
+
 #[test]
 #[ignore = "changes the committed vectors"]
 fn write_the_vectors() {
