@@ -8,6 +8,7 @@ mod generate;
 mod images;
 mod mutate;
 mod sanity;
+mod simulate;
 mod stores;
 mod test;
 
@@ -37,6 +38,8 @@ enum Command {
     Sanity(sanity::Options),
     /// Write the files that are derived from others: the CRDs, the chart's documentation
     Generate(generate::Options),
+    /// Run the engine in the simulator, for as many seeds as wanted
+    Simulate(simulate::Options),
     /// Leave rules out that keep data safe, and see that the tests notice
     Mutate(mutate::Options),
     /// Build the container images
@@ -68,6 +71,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::E2e(options) => e2e::run(&options),
         Command::Sanity(options) => sanity::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::Mutate(options) => mutate::run(&options),
         Command::Images(options) => images::run(&options),
         Command::Cluster(command) => cluster::run(command),

@@ -9,8 +9,10 @@
 //! - The head of an archive's volume is its newest point, so the newest point is what the next run's difference is
 //!   taken to. It is therefore never removed by expiry.
 //! - While an archive's newest point names a snapshot of the source, that snapshot is pinned: the next difference can
-//!   be taken from maps alone. Where it is gone all the same, a full copy replaces the head.
+//!   be taken from maps alone. Where it is gone all the same, a full copy replaces the head. The pin goes when the
+//!   source is deleted with all its snapshots.
 
+mod bases;
 mod error;
 mod meta;
 mod points;

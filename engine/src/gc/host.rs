@@ -73,6 +73,9 @@ impl Host {
             Err(error) => return Err(error.into()),
         };
         if control.dead {
+            if control.snapshots.values().all(|snapshot| snapshot.deleted) {
+                self.release_bases(pool, volume, deadline).await?;
+            }
             return match self.reclaim(pool, volume, deadline).await {
                 Ok(()) => Ok(None),
                 Err(GcError::Needed { .. }) => Ok(Some(control.last)),

@@ -87,7 +87,7 @@ fn changed_chunks_with_right_checksums() {
         let codec = *mutator.pick(&[Codec::Raw, Codec::Lz4, Codec::Zstd]);
         let mut data = mutator.pick(&packed).clone();
         mutator.mutate(&mut data, &packed);
-        let stored_offset = mutator.next() as u32;
+        let stored_offset = mutator.draw() as u32;
         let mut checksum = Digest::new(CrcAlgorithm::Crc64Nvme);
         for part in [&VOLUME.0[..], &id.0, b"HOLDSEG1", &u64::from(stored_offset).to_le_bytes(), &data] {
             checksum.update(part);
@@ -98,8 +98,8 @@ fn changed_chunks_with_right_checksums() {
             stored_offset,
             stored_len: data.len() as u32,
             codec,
-            chunk_blocks: mutator.next() as u8,
-            chunk_offset: mutator.next() as u8,
+            chunk_blocks: mutator.draw() as u8,
+            chunk_offset: mutator.draw() as u8,
         };
         bounded("chunk", input, data.len(), || {
             let _ = decode_chunk(Bytes::from(data), &location, None);
@@ -154,12 +154,12 @@ fn changed_rings_with_right_checksums() {
         bounded("ring", input, RING_BYTES, || {
             let Ok(ring) = Ring::open(memory) else { return };
             let _ = ring.recover();
-            if ring.bind(ObjectId([7; 16]), mutator.next() >> mutator.below(64)).is_ok() {
+            if ring.bind(ObjectId([7; 16]), mutator.draw() >> mutator.below(64)).is_ok() {
                 let _ = ring.append(&Mutation::Discard { offset: 0, len: 1 });
                 ring.free(mutator.below(10) as u64);
                 let _ = ring.recover();
             }
-            let _ = ring.bind(ObjectId([8; 16]), mutator.next());
+            let _ = ring.bind(ObjectId([8; 16]), mutator.draw());
             let _ = ring.append(&Mutation::Discard { offset: 0, len: 1 });
         });
     }

@@ -1,11 +1,12 @@
 //! A node's process: opens the volume and uses it, until it dies or its session is over.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::buffer::{MemoryRegion, Ring};
-use holdfast_engine::cache::MemoryCache;
-use holdfast_engine::codec::{DataKey, UserKey};
+use holdfast_engine::cache::{ChunkCache, MemoryCache};
+use holdfast_engine::codec::{Codec, DataKey, UserKey};
 use holdfast_engine::gc::{self, Rhythm};
 use holdfast_engine::host::Host;
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
@@ -14,33 +15,56 @@ use holdfast_engine::log::{Log, Op};
 use holdfast_engine::map::{MapError, PageCache, VolumePages};
 use holdfast_engine::pool::{Access, Pool, PoolError, PoolKind, PoolSet};
 use holdfast_engine::store::StoreError;
-use holdfast_engine::volume::{FetchError, Limits, OpenError, OpenOptions, Over, Volume, VolumeError};
+use holdfast_engine::volume::{
+    FetchError, Hydration, Limits, OpenError, OpenOptions, Over, Volume, VolumeError, hydrate,
+};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::chance::{self, Chance};
+use crate::disk::LocalDisk;
 use crate::faults::Faults;
 use crate::memory::Mapped;
 use crate::model::{BLOCKS, Model, SessionRef, bytes_of, differences, marks_in};
 use crate::process::Process;
 use crate::store::SimStore;
-use crate::world::World;
+use crate::world::{Bucket, World};
 
 /// How long an opener tries.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Writes and discards of one session: enough for anything that takes many.
-const WRITES: usize = 400;
+const WRITES: usize = 250;
+/// Flushes, snapshots and deletions of one session.
+const FLUSHES: usize = 150;
 
-/// One volume, and what all who use it share.
+/// The keys of the places in the store, of those that are encrypted.
+#[derive(Debug, Default)]
+pub struct Keys {
+    pub pool: Option<UserKey>,
+    pub target: Option<UserKey>,
+}
+
+/// One volume in the pool, and what all who use it share.
 #[derive(Debug)]
 pub struct Site {
+    pub name: String,
     pub world: Arc<World>,
     pub model: Model,
     pub volume: VolumeId,
     pub key: Option<DataKey>,
-    /// The key of the pool, if it is encrypted.
-    pub pool_key: Option<UserKey>,
+    /// The volumes that it descends from.
+    pub ancestors: Vec<Ancestor>,
+    pub keys: Arc<Keys>,
     /// The weather that the run began with.
     pub weather: Faults,
+}
+
+/// A volume that others descend from.
+#[derive(Debug, Clone)]
+pub struct Ancestor {
+    pub bucket: Bucket,
+    pub volume: VolumeId,
+    pub key: Option<DataKey>,
 }
 
 /// A session.
@@ -59,36 +83,68 @@ pub struct Place {
     pub memory: Arc<MemoryRegion>,
     /// Tells one memory from the one that a node gets when it has lost it.
     pub memory_number: usize,
+    /// Where it keeps chunks; in memory only if it has no disk.
+    pub disk: Option<Arc<LocalDisk>>,
 }
 
-/// What `process` brings to the volumes of the pool.
-pub async fn host(
-    world: &Arc<World>,
-    key: Option<&UserKey>,
-    process: &Arc<Process>,
-) -> Result<(Host, Arc<Pool>), PoolError> {
-    let store = SimStore { world: Arc::clone(world), process: Arc::clone(process) };
-    let env = chance::env(&world.chance, world.start);
-    let pool = Pool::over("pool", "simulated", Arc::new(store), key, Access::ReadWrite, env.clone()).await?;
-    let pools = PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env);
-    let (pages, cache) = (PageCache::new(64 << 10), MemoryCache::new(64 << 10));
-    Ok((Host { pools: Arc::new(pools), pages, cache: Arc::new(cache) }, pool))
+/// What a process brings to volumes, and the two places in the store.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    pub host: Host,
+    pub pool: Arc<Pool>,
+    pub target: Arc<Pool>,
+}
+
+impl Visitor {
+    /// What `process` brings.
+    pub async fn new(world: &Arc<World>, keys: &Keys, process: &Arc<Process>) -> Result<Self, PoolError> {
+        let env = chance::env(&world.chance, world.start);
+        let open = async |name, bucket, key: &Option<UserKey>| {
+            let store = SimStore { world: Arc::clone(world), process: Arc::clone(process), bucket };
+            Pool::over(name, "simulated", Arc::new(store), key.as_ref(), Access::ReadWrite, env.clone()).await
+        };
+        let pool = open("pool", Bucket::Pool, &keys.pool).await?;
+        let target = open("target", Bucket::Target, &keys.target).await?;
+        let both = [(PoolKind::Pool, Arc::clone(&pool)), (PoolKind::Target, Arc::clone(&target))];
+        let pools = PoolSet::of(both, env);
+        let (pages, cache) = (PageCache::new(64 << 10), MemoryCache::new(64 << 10));
+        Ok(Self { host: Host { pools: Arc::new(pools), pages, cache: Arc::new(cache) }, pool, target })
+    }
 }
 
 impl Site {
     /// The volume's log, as `process` reaches it.
     pub fn log(&self, process: &Arc<Process>) -> Log {
-        let store = SimStore { world: Arc::clone(&self.world), process: Arc::clone(process) };
         let env = chance::env(&self.world.chance, self.world.start);
+        let store = self.store(process, Bucket::Pool);
         Log { store: Arc::new(store), volume: self.volume, key: self.key.clone(), env }
     }
 
-    /// The volume's pages and chunks, as the owner of `log` reaches them.
-    pub fn sources(&self, log: &Log) -> (Arc<VolumePages>, Lineage, Arc<MemoryCache>) {
+    fn store(&self, process: &Arc<Process>, bucket: Bucket) -> SimStore {
+        SimStore { world: Arc::clone(&self.world), process: Arc::clone(process), bucket }
+    }
+
+    /// What `process` brings to the volumes.
+    pub async fn visitor(&self, process: &Arc<Process>) -> Result<Visitor, PoolError> {
+        Visitor::new(&self.world, &self.keys, process).await
+    }
+
+    /// The ancestors whose blocks are copied into the pool.
+    pub fn foreign(&self) -> BTreeSet<VolumeId> {
+        let foreign = self.ancestors.iter().filter(|ancestor| ancestor.bucket == Bucket::Target);
+        foreign.map(|ancestor| ancestor.volume).collect()
+    }
+
+    /// The volume's pages and where its chunks lie, as the owner of `log`, which is `process`, reaches them.
+    pub fn sources(&self, process: &Arc<Process>, log: &Log) -> (Arc<VolumePages>, Lineage) {
         let lineage = Lineage::default();
         lineage.insert(log.volume, Source { store: Arc::clone(&log.store), key: log.key.clone() });
+        for Ancestor { bucket, volume, key } in &self.ancestors {
+            let store = Arc::new(self.store(process, *bucket));
+            lineage.insert(*volume, Source { store, key: key.clone() });
+        }
         let pages = VolumePages::new(PageCache::new(64 << 10), lineage.clone(), log.volume, log.env.clone());
-        (pages, lineage, Arc::new(MemoryCache::new(64 << 10)))
+        (pages, lineage)
     }
 
     fn limits(chance: &Chance) -> Limits {
@@ -99,6 +155,7 @@ impl Site {
             checkpoint_records: chance.among(1..12),
             // The grace time is only the second line of defence: nothing may depend on it.
             outage: Duration::from_secs(30),
+            codec: [Codec::Raw, Codec::Lz4, Codec::Zstd][chance.among(0..3) as usize],
             grace: if chance.hits(700) { Duration::ZERO } else { chance.delay(100..30_000) },
             ..Limits::default()
         }
@@ -112,7 +169,11 @@ impl Site {
         chance: &Chance,
     ) -> Result<Option<Opened>, OpenError> {
         let log = self.log(&place.process);
-        let (pages, lineage, cache) = self.sources(&log);
+        let (pages, lineage) = self.sources(&place.process, &log);
+        let cache: Arc<dyn ChunkCache> = match &place.disk {
+            Some(disk) => Arc::new(disk.open(&place.process, chance)),
+            None => Arc::new(MemoryCache::new(64 << 10)),
+        };
         let region = Mapped {
             memory: Arc::clone(&place.memory),
             process: Arc::clone(&place.process),
@@ -133,7 +194,7 @@ impl Site {
         if revoked {
             self.model.violation(format!("{name} opens the volume under a grant that was taken back"));
         }
-        let Some(opened) = self.world.number_of(volume.session()) else {
+        let Some(opened) = self.world.number_of(self.volume, volume.session()) else {
             self.model.violation(format!("{name} has opened the volume, and its Open has no effect"));
             return Ok(None);
         };
@@ -161,11 +222,10 @@ impl Site {
         self.world.note(format_args!("{name} {what}: {error}"));
         let refuses = self.weather.refused > 0;
         // Whoever owns the volume now may have collected what this session still names, and does not know it yet.
-        let superseded = || self.world.ended_since(opened);
+        let superseded = || self.world.ended_since(self.volume, opened);
         match error {
-            VolumeError::Over { reason: Over::Superseded { .. } | Over::Fenced | Over::Closed, .. } => {
-                return false;
-            }
+            VolumeError::Over { reason: Over::Superseded { .. }, .. } if superseded() => return false,
+            VolumeError::Over { reason: Over::Fenced | Over::Closed, .. } => return false,
             VolumeError::Over { reason: Over::Broken { .. }, .. } if refuses => return false,
             VolumeError::NotCommitted { .. }
             | VolumeError::Read { reason: FetchError::Store(_), .. }
@@ -229,7 +289,13 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
     let (writer, flusher) = (chance.fork(), chance.fork());
     let rhythm = Rhythm { bytes: chance.among(1..8) << 15, records: chance.among(2..24) };
     // Each ends when the session is over.
-    tokio::join!(biased; client.write(&writer), client.flush(&flusher), client.collect(rhythm));
+    tokio::join!(
+        biased;
+        client.write(&writer),
+        client.flush(&flusher),
+        client.collect(rhythm),
+        client.hydrate()
+    );
 }
 
 /// What reads and writes an open volume.
@@ -251,6 +317,24 @@ impl Client<'_> {
         let over = gc::maintain(self.volume.clone(), rhythm).await;
         self.place.process.live().await;
         self.goes_on("collect", &over);
+    }
+
+    /// Copies what still lies in the archive.
+    async fn hydrate(&self) {
+        let foreign = self.site.foreign();
+        if foreign.is_empty() {
+            return;
+        }
+        let (progress, seen) = watch::channel(Hydration::default());
+        let hydrated = hydrate(self.volume.clone(), foreign, 0, progress).await;
+        self.place.process.live().await;
+        let seen = *seen.borrow();
+        match hydrated {
+            Ok(()) => self.site.world.note(format_args!("{} is hydrated: {seen:?}", self.name())),
+            Err(over) => {
+                self.goes_on("hydrate", &over);
+            }
+        }
     }
 
     fn name(&self) -> &str {
@@ -314,7 +398,7 @@ impl Client<'_> {
     /// Flushes, takes snapshots and deletes them.
     async fn flush(&self, chance: &Chance) {
         let mut taken: Vec<(SnapshotId, String)> = Vec::new();
-        for number in 0.. {
+        for number in 0..FLUSHES {
             sleep(chance.delay(1..6_000)).await;
             let outcome = match chance.among(0..20) {
                 0..3 => {

@@ -15,7 +15,7 @@ pub struct Faults {
     pub late: u64,
     /// Done twice, the second time much later.
     pub duplicate: u64,
-    /// Refused by the store, for want of rights or of space.
+    /// Refused by the store: for want of rights or of space, or for no good reason.
     pub refused: u64,
     /// Takes seconds.
     pub slow: u64,
@@ -33,6 +33,7 @@ pub enum Fate {
     Duplicate(Duration),
     Denied,
     Full,
+    Refused,
 }
 
 /// How long a request is waited for.
@@ -69,7 +70,7 @@ impl Faults {
         } else if falls(self.duplicate) {
             Fate::Duplicate(chance.delay(LATE_MS))
         } else if falls(self.refused) {
-            if chance.hits(500) { Fate::Denied } else { Fate::Full }
+            [Fate::Denied, Fate::Full, Fate::Refused][chance.among(0..3) as usize]
         } else {
             Fate::Done
         }

@@ -10,13 +10,19 @@
 
 mod chance;
 mod client;
+mod crashes;
 mod director;
+mod disk;
+mod estate;
 mod faults;
+mod garbage;
 mod memory;
 mod model;
 mod process;
 mod run;
+mod scene;
 mod scripted;
+mod settle;
 mod store;
 mod world;
 

@@ -7,10 +7,11 @@
 //! log, and they may still get lost like any that nobody has flushed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
+use holdfast_engine::ids::{BLOCK_BYTES, GrantId, Handle, RecordNumber, SnapshotId};
 
 /// The volume's size in blocks.
 pub const BLOCKS: u64 = 96;
@@ -22,6 +23,22 @@ pub type Blocks = Vec<u64>;
 #[derive(Debug, Clone, Default)]
 pub struct Model {
     state: Arc<Mutex<State>>,
+    common: Arc<Common>,
+    /// The snapshot that the volume is a clone of, and the model of that one's volume.
+    source: Option<(Box<Model>, String)>,
+}
+
+/// What the models of all volumes share.
+#[derive(Debug, Default)]
+struct Common {
+    marks: AtomicU64,
+    violations: Mutex<Vec<String>>,
+}
+
+impl Common {
+    fn violation(&self, what: String) {
+        self.violations.lock().expect("no holder panics").push(what);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,10 +47,7 @@ struct State {
     /// The grants that were made, and of each whether it was taken back.
     grants: BTreeMap<GrantId, Grant>,
     cuts: Vec<Cut>,
-    /// Clones: their names, the volumes, and the snapshots that they were made of.
-    clones: Vec<(String, VolumeId, String)>,
-    marks: u64,
-    violations: Vec<String>,
+    points: Vec<Point>,
 }
 
 #[derive(Debug)]
@@ -91,6 +105,20 @@ struct Cut {
     id: Option<SnapshotId>,
     /// Whether somebody has asked to delete it.
     deleted: bool,
+    /// What it has shown: it shows the same ever after.
+    shown: Option<Blocks>,
+}
+
+/// A copy of a snapshot in the archive.
+#[derive(Debug, Clone)]
+pub struct Point {
+    pub name: String,
+    /// The snapshot.
+    pub cut: String,
+    /// What it is called by, if it was answered.
+    pub handle: Option<Handle>,
+    /// Whether somebody has asked to remove it.
+    pub removed: bool,
 }
 
 /// A session, as its clients name it.
@@ -102,12 +130,30 @@ impl Model {
         act(&mut self.state.lock().expect("no holder panics"))
     }
 
-    pub fn violation(&self, what: String) {
-        self.with(|state| state.violations.push(what));
+    /// The model of a clone of snapshot `cut`.
+    pub fn of_clone(&self, cut: String) -> Self {
+        let common = Arc::clone(&self.common);
+        Self { state: Arc::default(), common, source: Some((Box::new(self.clone()), cut)) }
     }
 
+    pub fn violation(&self, what: String) {
+        self.common.violation(what);
+    }
+
+    /// What is wrong, with any of the volumes.
     pub fn violations(&self) -> Vec<String> {
-        self.with(|state| state.violations.clone())
+        self.common.violations.lock().expect("no holder panics").clone()
+    }
+
+    /// Somebody who is the first to open the volume finds `blocks`.
+    fn check_first(&self, who: &str, blocks: &[u64]) {
+        match &self.source {
+            Some((model, cut)) => model.check_cut(who, cut, blocks),
+            None if blocks.iter().any(|mark| *mark != 0) => {
+                self.violation(format!("{who} finds data in an empty volume"));
+            }
+            None => {}
+        }
     }
 
     /// `node` was given the volume.
@@ -156,7 +202,6 @@ impl Model {
             if state.sessions.last().is_some_and(|last| last.opened >= opened) {
                 return None;
             }
-            let empty = vec![0; BLOCKS as usize];
             let mut taken_over = None;
             match state.sessions.last_mut() {
                 Some(last) => {
@@ -170,16 +215,13 @@ impl Model {
                             last.name, last.opened, last.writes.len(), last.answered, last.acknowledged,
                             if kept { "kept" } else { "gone" },
                         );
-                        state.violations.push(violation);
+                        self.common.violation(violation);
                     }
                     taken_over = last.left.filter(|_| kept).map(|left| {
                         (last.base.clone(), last.writes[..left].to_vec(), last.acknowledged)
                     });
                 }
-                None if blocks != empty => {
-                    state.violations.push(format!("{name} finds data in an empty volume"));
-                }
-                None => {}
+                None => self.check_first(&name, &blocks),
             }
             let (base, writes, acknowledged) = taken_over.unwrap_or((blocks, Vec::new(), 0));
             let revoked = state.grants.get(&grant).is_some_and(|grant| grant.revoked);
@@ -204,8 +246,7 @@ impl Model {
     /// A write to `range` begins; a discard if not `data`. Returns its mark.
     pub fn begins(&self, session: SessionRef, range: std::ops::Range<u64>, data: bool) -> u64 {
         self.with(|state| {
-            state.marks += u64::from(data);
-            let mark = if data { state.marks } else { 0 };
+            let mark = if data { self.common.marks.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
             state.sessions[session.0].writes.push((range, mark));
             mark
         })
@@ -234,14 +275,14 @@ impl Model {
                     "{} acknowledged {writes} writes after a later session had found {left} of them",
                     session.name
                 );
-                state.violations.push(violation);
+                self.common.violation(violation);
             }
             if let Some(answered) = session.fenced.filter(|answered| *answered < writes) {
                 let violation = format!(
                     "{} acknowledged {writes} writes, {answered} of them answered before its grant was taken back",
                     session.name
                 );
-                state.violations.push(violation);
+                self.common.violation(violation);
             }
         });
     }
@@ -265,6 +306,7 @@ impl Model {
                 at_most: None,
                 id: None,
                 deleted: false,
+                shown: None,
             });
         });
     }
@@ -294,31 +336,55 @@ impl Model {
         self.with(|state| state.cuts.iter().filter_map(taken).collect())
     }
 
-    /// A clone of snapshot `cut` was made.
-    pub fn cloned(&self, name: String, clone: VolumeId, cut: String) {
-        self.with(|state| state.clones.push((name, clone, cut)));
+    /// Somebody begins to copy snapshot `cut` into the archive.
+    pub fn point_begins(&self, name: String, cut: String) {
+        self.with(|state| state.points.push(Point { name, cut, handle: None, removed: false }));
     }
 
-    /// The clones that were made.
-    pub fn clones(&self) -> Vec<(String, VolumeId, String)> {
-        self.with(|state| state.clones.clone())
+    /// The copy is made.
+    pub fn point_made(&self, name: &str, handle: Handle) {
+        self.with(|state| {
+            let point = state.points.iter_mut().find(|point| point.name == name).expect("it was begun");
+            let before = point.handle.replace(handle);
+            if before.is_some_and(|before| before != handle) {
+                self.common.violation(format!("{name} is made twice: as {before:?} and as {handle:?}"));
+            }
+        });
     }
 
-    /// Snapshot `name`, or a clone of it, shows `blocks`.
+    /// Somebody asks to remove it.
+    pub fn point_removed(&self, name: &str) {
+        self.with(|state| {
+            state.points.iter_mut().filter(|point| point.name == name).for_each(|point| point.removed = true);
+        });
+    }
+
+    /// All copies that were ever begun.
+    pub fn points(&self) -> Vec<Point> {
+        self.with(|state| state.points.clone())
+    }
+
+    /// Snapshot `name`, or a copy of it, shows `blocks`.
     pub fn check_cut(&self, who: &str, name: &str, blocks: &[u64]) {
         self.with(|state| {
-            let Some(cut) = state.cuts.iter().find(|cut| cut.name == name) else {
-                return state.violations.push(format!("snapshot {name} was never asked for"));
+            let Some(cut) = state.cuts.iter_mut().find(|cut| cut.name == name) else {
+                return self.common.violation(format!("snapshot {name} was never asked for"));
             };
             let session = &state.sessions[cut.session];
             let most = cut.at_most.unwrap_or(session.writes.len()).min(session.left.unwrap_or(usize::MAX));
             if session.prefix(cut.at_least..=most, blocks).is_none() {
                 let what = differences(&session.after(most.min(session.writes.len())), blocks);
-                let violation = format!(
+                self.common.violation(format!(
                     "{who} of snapshot {name} of {} holds no prefix of {}..={most} writes: {what}",
                     session.name, cut.at_least
-                );
-                state.violations.push(violation);
+                ));
+            }
+            let shown = cut.shown.get_or_insert_with(|| blocks.to_vec());
+            if shown != blocks {
+                let what = differences(shown, blocks);
+                self.common.violation(format!(
+                    "{who} of snapshot {name} shows what it has not shown before: {what}"
+                ));
             }
         });
     }

@@ -14,10 +14,13 @@ pub struct Process {
     dead: watch::Sender<bool>,
     /// Calls to the store that it still lives to make.
     calls_left: AtomicU64,
+    /// Calls to the store that it still lives to have sent.
+    sent_left: AtomicU64,
     /// Writes to the dirty buffer's memory that it still lives to finish.
     copies_left: AtomicU64,
     paused_until: Mutex<Option<Instant>>,
-    /// What happens to it when it next puts an object whose key holds this text.
+    /// What happens to it when it next puts an object whose key holds this text, or is in the middle of listing a
+    /// prefix that holds it: behind the word `list`.
     trap: Mutex<Option<(&'static str, Trap)>>,
 }
 
@@ -36,6 +39,7 @@ impl Process {
             name,
             dead: watch::Sender::new(false),
             calls_left: AtomicU64::new(u64::MAX),
+            sent_left: AtomicU64::new(u64::MAX),
             copies_left: AtomicU64::new(u64::MAX),
             paused_until: Mutex::default(),
             trap: Mutex::default(),
@@ -59,6 +63,18 @@ impl Process {
     /// It will die at a later call to the store.
     pub fn kill_at_call(&self, calls: u64) {
         self.calls_left.store(calls, Ordering::Relaxed);
+    }
+
+    /// It will die while a later call to the store is under way.
+    pub fn kill_after_call(&self, calls: u64) {
+        self.sent_left.store(calls, Ordering::Relaxed);
+    }
+
+    /// A call is on its way.
+    pub fn sent(&self) {
+        if self.sent_left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            self.kill();
+        }
     }
 
     /// It will die in the middle of a later write to the dirty buffer's memory.

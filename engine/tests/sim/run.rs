@@ -12,11 +12,13 @@ use holdfast_engine::ids::BLOCK_BYTES;
 use tokio::time::Instant;
 
 use crate::chance::Chance;
-use crate::client::{Site, host};
+use crate::client::{Keys, Site, Visitor};
 use crate::director::Director;
+use crate::estate::Estate;
 use crate::faults::Faults;
 use crate::model::{BLOCKS, Model};
 use crate::process::Process;
+use crate::settle::settle;
 use crate::world::World;
 
 /// How many seeds are run unless somebody says otherwise: what is quick. `cargo xtask test` runs more.
@@ -66,36 +68,49 @@ pub fn run(seed: u64, prints: bool) -> Report {
 async fn live(seed: u64, prints: bool) -> Report {
     let chance = Chance::new(seed);
     let weather = Faults::choose(&chance);
-    let pool_key = chance.hits(300).then(|| UserKey::random(&chance));
+    let key = || chance.hits(300).then(|| UserKey::random(&chance));
+    let keys = Keys { pool: key(), target: key() };
+    let archives = chance.hits(300);
     let world = Arc::new(World::new(chance, Faults::CALM, prints));
     let model = Model::default();
-    match found(&world, pool_key, model.clone(), weather).await {
+    match found(&world, keys, model.clone(), weather).await {
         Ok(site) => {
-            let mut director = Director::new(Arc::new(site));
+            let site = Arc::new(site);
+            let estate = Arc::new(Estate::new(Arc::clone(&site), archives));
+            let mut director = Director::new(Arc::clone(&estate), site);
             world.set_faults(weather);
-            director.run().await;
-            director.settle().await;
+            director.run(8..30).await;
+            settle(&estate, director).await;
         }
         Err(error) => model.violation(format!("the volume could not be created: {error}")),
     }
     let (trace, events) = world.trace();
-    Report { trace, events, violations: model.violations() }
+    Report { trace, events, violations: [model.violations(), world.violations()].concat() }
 }
 
-/// Makes a pool and a volume in it.
+/// Makes the two pools, and a volume.
 pub async fn found(
     world: &Arc<World>,
-    pool_key: Option<UserKey>,
+    keys: Keys,
     model: Model,
     weather: Faults,
 ) -> Result<Site, ControlError> {
     let deadline = Instant::now() + Duration::from_secs(60);
     let founder = Arc::new(Process::new("founder".into()));
-    let (host, pool) = host(world, pool_key.as_ref(), &founder).await?;
+    let Visitor { host, pool, .. } = Visitor::new(world, &keys, &founder).await?;
     let volume = host.create_volume(&pool, &empty("volume"), deadline).await?;
     let key = pool.data_key(volume, deadline).await?;
     world.watch(volume, key.clone());
-    Ok(Site { world: Arc::clone(world), model, volume, key, pool_key, weather })
+    Ok(Site {
+        name: "volume".into(),
+        world: Arc::clone(world),
+        model,
+        volume,
+        key,
+        ancestors: Vec::new(),
+        keys: Arc::new(keys),
+        weather,
+    })
 }
 
 /// A new volume.

@@ -3,92 +3,197 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::control::{publish, unpublish};
+use holdfast_engine::codec::encode_record;
 use holdfast_engine::gc::Collector;
-use holdfast_engine::ids::{GrantId, RecordNumber};
-use holdfast_engine::log::GrantMode;
+use holdfast_engine::ids::{ObjectId, RecordNumber, SessionId};
+use holdfast_engine::log::{Op, Record};
 use holdfast_engine::pool::layout;
-use holdfast_engine::volume::OpenError;
-use tokio::time::{Instant, sleep};
+use holdfast_engine::volume::{Hydration, OpenError, Volume, hydrate};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
-use crate::chance::Chance;
-use crate::client::{Opened, Place, Site};
-use crate::faults::Faults;
-use crate::memory;
-use crate::model::{Model, bytes_of};
-use crate::process::{Process, Trap};
-use crate::run::found;
-use crate::world::World;
+use crate::client::{Place, Site};
+use crate::estate::{Handled, Order};
+use crate::process::Trap;
+use crate::scene::{Scene, cut, deadline, place, process, write};
+use crate::world::Bucket;
 
-fn deadline() -> Instant {
-    Instant::now() + Duration::from_secs(60)
+/// Some rounds, with more than the grace time between them.
+async fn collect(volume: &Volume) {
+    let mut collector = Collector::new(volume.clone());
+    for _ in 0..5 {
+        collector.round().await.expect("garbage is collected in calm weather");
+        sleep(Duration::from_secs(35)).await;
+    }
 }
 
-fn place(name: &str, memory_number: usize) -> Place {
-    Place { process: Arc::new(Process::new(name.into())), memory: memory::fresh(), memory_number }
-}
-
-/// Writes the first block and flushes it.
-async fn write(site: &Site, opened: &Opened) {
-    let mark = site.model.begins(opened.session, 0..1, true);
-    opened.volume.write(0, bytes_of(mark, 0..1)).await.expect("a write is answered");
-    site.model.answered(opened.session);
-    let writes = site.model.count(opened.session);
-    opened.volume.flush().await.expect("a flush is answered in calm weather");
-    site.model.acknowledged(opened.session, writes);
+/// Whether the record is still there.
+fn is_there(site: &Site, number: u64) -> bool {
+    site.world.get(Bucket::Pool, &layout::record(site.volume, RecordNumber(number))).is_ok()
 }
 
 /// The last record that a dead process has sent lands after its successor has found the log's end there. By the time
 /// the successor puts its Open, the volume has moved to another node, whose collector has emptied that number.
 #[tokio::test(start_paused = true)]
 async fn an_open_at_an_emptied_number_does_not_count() {
-    let world = Arc::new(World::new(Chance::new(1), Faults::CALM, false));
-    let site =
-        found(&world, None, Model::default(), Faults::CALM).await.expect("a volume is made in calm weather");
-    let site = Arc::new(site);
-    let chance = world.chance.fork();
-    let controller = site.log(&Arc::new(Process::new("controller".into())));
-    let to = |node| publish(&controller, node, GrantMode::ReadWrite, deadline());
-
-    let grant = to("a").await.expect("published");
-    let first = place("first", 0);
-    let opened = open(&site, &first, grant, &chance).await.expect("opened");
-    write(&site, &opened).await;
+    let scene = Scene::new(1).await;
+    let site = &scene.site;
+    let grant = scene.grant(site, "a").await;
+    let first = place(&process("first"), 0);
+    let opened = scene.open(site, &first, grant).await;
+    write(site, &opened, 0, true).await.expect("a flush is answered in calm weather");
     first.process.set_trap("/log/", Trap::Die(Duration::from_secs(20)));
     let dying = {
-        let site = Arc::clone(&site);
-        tokio::spawn(async move { write(&site, &opened).await })
+        let site = Arc::clone(site);
+        tokio::spawn(async move { write(&site, &opened, 0, true).await })
     };
     first.process.died().await;
 
-    let paused = Place { process: place("paused", 0).process, ..first.clone() };
+    let paused = Place { process: process("paused"), ..first };
     paused.process.set_trap("/log/", Trap::Pause(Duration::from_secs(240)));
     let opening = {
-        let (site, paused, chance) = (Arc::clone(&site), paused.clone(), chance.fork());
-        tokio::spawn(async move { open(&site, &paused, grant, &chance).await })
+        let (site, chance) = (Arc::clone(site), scene.chance.fork());
+        tokio::spawn(async move { site.open(&paused, grant, &chance).await })
     };
     sleep(Duration::from_secs(30)).await;
     dying.abort();
 
-    unpublish(&controller, "a", deadline()).await.expect("unpublished");
-    let other = open(&site, &place("other", 1), to("b").await.expect("published"), &chance).await;
-    let other = other.expect("opened");
-    write(&site, &other).await;
-    let mut collector = Collector::new(other.volume.clone());
-    for _ in 0..4 {
-        collector.round().await.expect("garbage is collected in calm weather");
-        sleep(Duration::from_secs(20)).await;
-    }
+    scene.detach(site, "a").await;
+    let grant = scene.grant(site, "b").await;
+    let other = scene.open(site, &place(&process("other"), 1), grant).await;
+    write(site, &other, 0, true).await.expect("a flush is answered in calm weather");
+    collect(&other.volume).await;
     // Create, Grant, the first Open and its first write come before it.
-    let emptied = layout::record(site.volume, RecordNumber(5));
-    assert!(world.get(&emptied).is_err(), "the collector has left the record of the dead process");
+    assert!(!is_there(site, 5), "the collector has left the record of the dead process");
 
     let outcome = opening.await.expect("the opener does not panic");
-    assert!(world.get(&emptied).is_ok(), "the Open has not landed at the emptied number");
+    assert!(is_there(site, 5), "the Open has not landed at the emptied number");
     assert!(matches!(outcome, Err(OpenError::NotGranted { .. })), "{outcome:?}");
-    assert_eq!(site.model.violations(), [""; 0]);
+    scene.check("in the end");
 }
 
-async fn open(site: &Site, place: &Place, grant: GrantId, chance: &Chance) -> Result<Opened, OpenError> {
-    Ok(site.open(place, grant, chance).await?.expect("nobody has opened the volume since"))
+/// A writer sleeps just before it puts a record, while its volume is taken back, used elsewhere, and collected.
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_slept_for_hours_meets_what_ended_its_session() {
+    let scene = Scene::new(2).await;
+    let site = &scene.site;
+    let grant = scene.grant(site, "a").await;
+    let first = place(&process("first"), 0);
+    let opened = scene.open(site, &first, grant).await;
+    write(site, &opened, 0, true).await.expect("a flush is answered in calm weather");
+    first.process.set_trap("/log/", Trap::Pause(Duration::from_secs(4 * 3600)));
+    let late = {
+        let site = Arc::clone(site);
+        tokio::spawn(async move { write(&site, &opened, 1, true).await })
+    };
+    sleep(Duration::from_secs(30)).await;
+
+    scene.detach(site, "a").await;
+    let grant = scene.grant(site, "b").await;
+    let other = scene.open(site, &place(&process("other"), 1), grant).await;
+    write(site, &other, 0, true).await.expect("a flush is answered in calm weather");
+    collect(&other.volume).await;
+
+    let late = late.await.expect("the writer does not panic");
+    assert!(late.is_err(), "a session that was over has acknowledged a write");
+    scene.check("in the end");
+}
+
+/// A record without effect lies where a session puts its next one, which then goes to the number after it.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_moves_has_a_new_id() {
+    let scene = Scene::new(3).await;
+    let site = &scene.site;
+    let grant = scene.grant(site, "a").await;
+    let opened = scene.open(site, &place(&process("owner"), 0), grant).await;
+    write(site, &opened, 0, true).await.expect("a flush is answered in calm weather");
+    let next = site.world.list(Bucket::Pool, &layout::records(site.volume)).len() as u64 + 1;
+    let stray = Record {
+        volume: site.volume,
+        number: RecordNumber(next),
+        id: ObjectId([7; 16]),
+        session: SessionId::NONE,
+        prev: ObjectId([8; 16]),
+        time_ms: 0,
+        buffer_complete: 0,
+        ops: vec![Op::Noop],
+    };
+    let body = encode_record(stray, None, site.key.as_ref()).expect("a record within its limits").bytes;
+    let key = layout::record(site.volume, RecordNumber(next));
+    site.world.put(Bucket::Pool, &key, &body).expect("the number is free");
+    write(site, &opened, 1, true).await.expect("a flush is answered in calm weather");
+    assert!(is_there(site, next + 1), "the record has not moved");
+    scene.check("in the end");
+}
+
+/// A listing of the pins on a volume takes so long that a grandchild pins it after the listing has passed that place,
+/// and the child lets go of it before the listing has come to that one.
+#[test]
+fn a_listing_that_shows_neither_of_two_pins_deletes_nothing() {
+    for seed in 0..12 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime starts").block_on(pins_change_hands(seed));
+    }
+}
+
+async fn pins_change_hands(seed: u64) {
+    let calm = "it works in calm weather";
+    let scene = Scene::new(seed).await;
+    let site = &scene.site;
+    let visitor = scene.visitor("controller").await;
+    let grant = scene.grant(site, "a").await;
+    let owner = place(&process("owner"), 0);
+    let opened = scene.open(site, &owner, grant).await;
+    write(site, &opened, 0, true).await.expect(calm);
+    let of_site = cut(site, &opened, "of the volume").await.expect(calm);
+    // From now on only the snapshot has what the block held.
+    write(site, &opened, 0, true).await.expect(calm);
+    let order = |name: &str, parent: &Arc<Site>, cut: &str, source| Order {
+        name: name.into(),
+        parent: Arc::clone(parent),
+        cut: cut.into(),
+        source: Handled::Snapshot(source),
+    };
+    let child = order("child", site, "of the volume", of_site).make(&visitor).await.expect(calm);
+    child.world.watch(child.volume, child.key.clone());
+    let grant = scene.grant(&child, "b").await;
+    let of_child = {
+        let opened = scene.open(&child, &place(&process("owner of the child"), 0), grant).await;
+        write(&child, &opened, 1, true).await.expect(calm);
+        let of_child = cut(&child, &opened, "of the child").await.expect(calm);
+        opened.volume.close().await.expect(calm);
+        of_child
+    };
+    scene.detach(&child, "b").await;
+    opened.volume.append(vec![Op::DeleteSnapshot { snapshot: of_site }], false).await.expect(calm);
+
+    // The listing has begun, and shows the child's pin so far.
+    owner.process.set_trap("/pins/", Trap::Pause(Duration::from_secs(3600)));
+    let collecting = {
+        let volume = opened.volume.clone();
+        tokio::spawn(async move { collect(&volume).await })
+    };
+    sleep(Duration::from_secs(5)).await;
+    let grandchild = order("grandchild", &child, "of the child", of_child).make(&visitor).await.expect(calm);
+    grandchild.world.watch(grandchild.volume, grandchild.key.clone());
+    let grant = scene.grant(&grandchild, "b").await;
+    {
+        let opened = scene.open(&grandchild, &place(&process("its owner"), 0), grant).await;
+        let (progress, _) = watch::channel(Hydration::default());
+        hydrate(opened.volume.clone(), [child.volume].into(), 0, progress).await.expect(calm);
+        opened.volume.close().await.expect(calm);
+    }
+    scene.detach(&grandchild, "b").await;
+    let (host, pool) = (&visitor.host, &visitor.pool);
+    assert_eq!(host.release_pins(pool, grandchild.volume, deadline()).await.expect(calm), 1);
+    host.delete_volume(pool, child.volume, deadline()).await.expect(calm);
+    host.delete_snapshot(pool, child.volume, of_child, deadline()).await.expect(calm);
+    host.reclaim(pool, child.volume, deadline()).await.expect(calm);
+    let pins = pool.pins(site.volume, deadline()).await.expect(calm);
+    assert_eq!(pins, [(grandchild.volume, of_site)]);
+
+    collecting.await.expect("the collector does not panic");
+    let grant = scene.grant(&grandchild, "c").await;
+    scene.open(&grandchild, &place(&process("witness"), 1), grant).await;
+    scene.check(&format!("seed {seed}"));
 }

@@ -10,13 +10,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::faults::{Fate, TIME_LIMIT};
 use crate::process::{Process, Trap};
-use crate::world::World;
+use crate::world::{Bucket, World};
 
-/// A connection to the store.
+/// A connection to a place in the store.
 #[derive(Debug, Clone)]
 pub struct SimStore {
     pub world: Arc<World>,
     pub process: Arc<Process>,
+    pub bucket: Bucket,
 }
 
 fn unavailable(key: &str) -> StoreError {
@@ -28,26 +29,26 @@ impl SimStore {
     async fn request<T, F>(&self, what: &'static str, key: &str, apply: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: Fn(&World) -> Result<T, StoreError> + Send + Sync + 'static,
+        F: Fn(&World, Bucket) -> Result<T, StoreError> + Send + Sync + 'static,
     {
         self.process.enter().await;
         let (world, name, key) = (Arc::clone(&self.world), self.process.name.clone(), key.to_owned());
         let faults = world.faults();
         let fate = faults.fate(&world.chance);
         let (there, back) = (faults.way(&world.chance), faults.way(&world.chance));
-        let apply = Arc::new(apply);
+        let (apply, bucket) = (Arc::new(apply), self.bucket);
         let delivery = async move {
             let arrive = {
                 let (world, key) = (Arc::clone(&world), key.clone());
                 move || {
-                    let reply = apply(&world);
+                    let reply = apply(&world, bucket);
                     let outcome = match &reply {
                         Ok(_) => "done",
                         Err(StoreError::NotFound { .. }) => "not found",
                         Err(StoreError::AlreadyExists { .. }) => "exists",
                         Err(_) => "failed",
                     };
-                    world.note(format_args!("{name} {what} {key}: {fate:?}, {outcome}"));
+                    world.note(format_args!("{name} {what} {bucket:?} {key}: {fate:?}, {outcome}"));
                     reply
                 }
             };
@@ -81,11 +82,14 @@ impl SimStore {
                 }
                 Fate::Denied => Err(StoreError::Denied { key: key.clone(), reason: "simulated".into() }),
                 Fate::Full => Err(StoreError::Full { key: key.clone() }),
+                Fate::Refused => Err(StoreError::Refused { key: key.clone(), reason: "simulated".into() }),
             };
             sleep(back).await;
             reply
         };
-        let reply = tokio::spawn(delivery).await.expect("a delivery does not panic");
+        let reply = tokio::spawn(delivery);
+        self.process.sent();
+        let reply = reply.await.expect("a delivery does not panic");
         self.process.live().await;
         reply
     }
@@ -103,29 +107,29 @@ impl Store for SimStore {
             Some(Trap::Die(after)) => {
                 self.world
                     .note(format_args!("{} dies at {key}, which comes in {after:?}", self.process.name));
-                let world = Arc::clone(&self.world);
+                let (world, bucket) = (Arc::clone(&self.world), self.bucket);
                 tokio::spawn(async move {
                     sleep(after).await;
                     // Nobody is left to hear of it.
-                    let _ = world.put(&at, &body);
+                    let _ = world.put(bucket, &at, &body);
                 });
                 self.process.kill();
                 return std::future::pending().await;
             }
             None => {}
         }
-        self.request("put", key, move |world| world.put(&at, &body)).await
+        self.request("put", key, move |world, bucket| world.put(bucket, &at, &body)).await
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
         let at = key.to_owned();
-        self.request("get", key, move |world| world.get(&at)).await
+        self.request("get", key, move |world, bucket| world.get(bucket, &at)).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let at = key.to_owned();
-        self.request("get range", key, move |world| {
-            let body = world.get(&at)?;
+        self.request("get range", key, move |world, bucket| {
+            let body = world.get(bucket, &at)?;
             if range.start > range.end || range.end > body.len() as u64 {
                 let reason = format!("bytes {range:?} of {}", body.len());
                 return Err(StoreError::Refused { key: at.clone(), reason });
@@ -139,10 +143,12 @@ impl Store for SimStore {
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let before = {
             let prefix = prefix.to_owned();
-            self.request("begin list", &prefix.clone(), move |world| Ok(world.list(&prefix))).await?
+            self.request("begin list", &prefix.clone(), move |world, bucket| Ok(world.list(bucket, &prefix)))
+                .await?
         };
         let at = prefix.to_owned();
-        let mut found = self.request("end list", prefix, move |world| Ok(world.list(&at))).await?;
+        let mut found =
+            self.request("end list", prefix, move |world, bucket| Ok(world.list(bucket, &at))).await?;
         for (key, listed) in &before {
             if !found.contains_key(key) && self.world.chance.hits(500) {
                 found.insert(key.clone(), listed.clone());
@@ -155,8 +161,8 @@ impl Store for SimStore {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let at = key.to_owned();
-        self.request("delete", key, move |world| {
-            world.delete(&at);
+        self.request("delete", key, move |world, bucket| {
+            world.delete(bucket, &at);
             Ok(())
         })
         .await

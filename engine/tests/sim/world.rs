@@ -1,11 +1,12 @@
 //! What all processes share: the objects in the store, the weather, and the trace of what happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
-use holdfast_engine::codec::{self, DataKey};
+use holdfast_engine::codec::{self, DataKey, ENVELOPE_BYTES};
 use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
 use holdfast_engine::log::{Control, Op};
 use holdfast_engine::pool::layout;
@@ -21,23 +22,39 @@ pub struct Object {
     pub modified_ms: u64,
 }
 
+/// A place in the store: the cluster's pool, or the archive target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bucket {
+    Pool,
+    Target,
+}
+
+impl Bucket {
+    pub const ALL: [Self; 2] = [Self::Pool, Self::Target];
+}
+
+type Objects = BTreeMap<String, Object>;
+
 #[derive(Debug)]
 pub struct World {
-    objects: Mutex<BTreeMap<String, Object>>,
+    objects: [Mutex<Objects>; 2],
     faults: Mutex<Faults>,
     pub chance: Chance,
     pub start: Instant,
     trace: Mutex<Trace>,
-    truth: Mutex<Option<Truth>>,
+    truths: Mutex<BTreeMap<VolumeId, Truth>>,
+    /// What was encoded under each id, by its kind, volume and id: a hash.
+    encoded: Mutex<BTreeMap<Vec<u8>, u64>>,
+    violations: Mutex<Vec<String>>,
 }
 
 /// What the log of a volume says, to somebody who has seen every record land, also those that are gone.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Truth {
-    volume: VolumeId,
     key: Option<DataKey>,
     control: Control,
-    next: RecordNumber,
+    /// Where the last record lies.
+    last: RecordNumber,
     /// Where the records lie that took effect.
     effective: BTreeMap<ObjectId, RecordNumber>,
     /// Where the newest record lies that ended a session.
@@ -46,13 +63,13 @@ struct Truth {
 
 impl Truth {
     /// A record lands. At a number that was emptied, or on a state that it is not legal on, it is without effect.
-    fn landed(&mut self, number: RecordNumber, body: &Bytes) {
-        let decoded = codec::decode_record(body, self.volume, number, self.key.as_ref());
+    fn landed(&mut self, volume: VolumeId, number: RecordNumber, body: &Bytes) {
+        let decoded = codec::decode_record(body, volume, number, self.key.as_ref());
         let record = decoded.expect("only the engine's own records land").record;
-        if number != self.next {
+        if number != self.last.next() {
             return;
         }
-        self.next = number.next();
+        self.last = number;
         if self.control.apply(&record).is_ok() {
             self.effective.insert(record.id, number);
             let ends = |op: &Op| matches!(op, Op::Open { .. } | Op::Revoke { .. } | Op::Grant { .. });
@@ -75,17 +92,23 @@ impl World {
     pub fn new(chance: Chance, faults: Faults, prints: bool) -> Self {
         let trace = Trace { hash: 0xcbf2_9ce4_8422_2325, events: 0, prints };
         Self {
-            objects: Mutex::default(),
+            objects: Default::default(),
             faults: Mutex::new(faults),
             chance,
             start: Instant::now(),
             trace: Mutex::new(trace),
-            truth: Mutex::default(),
+            truths: Mutex::default(),
+            encoded: Mutex::default(),
+            violations: Mutex::default(),
         }
     }
 
-    pub fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {
-        self.objects.lock().expect("no holder panics")
+    fn objects(&self, bucket: Bucket) -> MutexGuard<'_, Objects> {
+        self.objects[bucket as usize].lock().expect("no holder panics")
+    }
+
+    fn truths(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Truth>> {
+        self.truths.lock().expect("no holder panics")
     }
 
     pub fn faults(&self) -> Faults {
@@ -115,38 +138,60 @@ impl World {
         (trace.hash, trace.events)
     }
 
-    pub fn put(&self, key: &str, body: &Bytes) -> Result<(), StoreError> {
-        let modified_ms = BEGINS_MS + self.start.elapsed().as_millis() as u64;
-        match self.objects().entry(key.into()) {
-            std::collections::btree_map::Entry::Occupied(_) => {
-                Err(StoreError::AlreadyExists { key: key.into() })
-            }
-            std::collections::btree_map::Entry::Vacant(place) => {
-                place.insert(Object { body: body.clone(), modified_ms });
-                let mut truth = self.truth.lock().expect("no holder panics");
-                if let Some(truth) = truth.as_mut()
-                    && key.starts_with(&layout::records(truth.volume))
-                    && let Some(number) = layout::number_in(key)
-                {
-                    truth.landed(number, body);
-                }
-                Ok(())
-            }
+    /// What is wrong with the store's content.
+    pub fn violations(&self) -> Vec<String> {
+        self.violations.lock().expect("no holder panics").clone()
+    }
+
+    /// An id decides the key that an object is encrypted under: two objects under one would betray both. So what is
+    /// put under it is the same always, also when the put fails.
+    fn check_identity(&self, key: &str, body: &Bytes) {
+        let is_encoded = ["/seg/", "/log/", "/map/", "/root/"].iter().any(|part| key.contains(part));
+        let Some(envelope) = body.first_chunk::<ENVELOPE_BYTES>().filter(|_| is_encoded) else { return };
+        let identity = [&envelope[..8], &envelope[20..52]].concat();
+        let mut hasher = DefaultHasher::new();
+        (key, body).hash(&mut hasher);
+        let hash = hasher.finish();
+        let mut encoded = self.encoded.lock().expect("no holder panics");
+        if *encoded.entry(identity).or_insert(hash) != hash {
+            let violation = format!("{key} is put under an id that something else was put under");
+            self.violations.lock().expect("no holder panics").push(violation);
         }
     }
 
-    pub fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        let objects = self.objects();
+    pub fn put(&self, bucket: Bucket, key: &str, body: &Bytes) -> Result<(), StoreError> {
+        self.check_identity(key, body);
+        let modified_ms = BEGINS_MS + self.start.elapsed().as_millis() as u64;
+        match self.objects(bucket).entry(key.into()) {
+            std::collections::btree_map::Entry::Occupied(_) => {
+                return Err(StoreError::AlreadyExists { key: key.into() });
+            }
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(Object { body: body.clone(), modified_ms });
+            }
+        }
+        if let Some(volume) = layout::volume_in(key)
+            && key.starts_with(&layout::records(volume))
+            && let Some(number) = layout::number_in(key)
+            && let Some(truth) = self.truths().get_mut(&volume)
+        {
+            truth.landed(volume, number, body);
+        }
+        Ok(())
+    }
+
+    pub fn get(&self, bucket: Bucket, key: &str) -> Result<Bytes, StoreError> {
+        let objects = self.objects(bucket);
         let found = objects.get(key).ok_or_else(|| StoreError::NotFound { key: key.into() })?;
         Ok(found.body.clone())
     }
 
-    pub fn delete(&self, key: &str) {
-        self.objects().remove(key);
+    pub fn delete(&self, bucket: Bucket, key: &str) {
+        self.objects(bucket).remove(key);
     }
 
-    pub fn list(&self, prefix: &str) -> BTreeMap<String, Listed> {
-        let objects = self.objects();
+    pub fn list(&self, bucket: Bucket, prefix: &str) -> BTreeMap<String, Listed> {
+        let objects = self.objects(bucket);
         let found = objects.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
         found
             .map(|(key, object)| {
@@ -156,27 +201,38 @@ impl World {
             .collect()
     }
 
-    /// From now on keeps track of a volume's log, of which everything is still there.
+    /// The volumes of which something lies in the bucket.
+    pub fn volumes(&self, bucket: Bucket) -> BTreeSet<VolumeId> {
+        self.objects(bucket).keys().filter_map(|key| layout::volume_in(key)).collect()
+    }
+
+    /// From now on keeps track of the log of a volume in the pool, of which everything is still there.
     pub fn watch(&self, volume: VolumeId, key: Option<DataKey>) {
-        let (control, next) = (Control::default(), RecordNumber(1));
-        let mut truth =
-            Truth { volume, key, control, next, effective: BTreeMap::new(), ended: RecordNumber(0) };
-        for at in self.list(&layout::records(volume)).into_keys() {
-            if let (Some(number), Ok(body)) = (layout::number_in(&at), self.get(&at)) {
-                truth.landed(number, &body);
+        let mut truth = Truth { key, ..Truth::default() };
+        for at in self.list(Bucket::Pool, &layout::records(volume)).into_keys() {
+            if let (Some(number), Ok(body)) = (layout::number_in(&at), self.get(Bucket::Pool, &at)) {
+                truth.landed(volume, number, &body);
             }
         }
-        *self.truth.lock().expect("no holder panics") = Some(truth);
+        self.truths().insert(volume, truth);
     }
 
     /// Where in the log the record `id` lies, if it took effect.
-    pub fn number_of(&self, id: ObjectId) -> Option<RecordNumber> {
-        self.truth.lock().expect("no holder panics").as_ref()?.effective.get(&id).copied()
+    pub fn number_of(&self, volume: VolumeId, id: ObjectId) -> Option<RecordNumber> {
+        self.truths().get(&volume)?.effective.get(&id).copied()
+    }
+
+    /// Whether the record at `number` is one of those that are never deleted.
+    pub fn is_kept(&self, volume: VolumeId, number: RecordNumber) -> bool {
+        let key = layout::record(volume, number);
+        let Ok(body) = self.get(Bucket::Pool, &key) else { return false };
+        let truths = self.truths();
+        let key = truths.get(&volume).and_then(|truth| truth.key.as_ref());
+        codec::decode_record(&body, volume, number, key).is_ok_and(|decoded| decoded.record.is_kept())
     }
 
     /// Whether somebody has opened the volume, or taken it back, after the Open at `number`.
-    pub fn ended_since(&self, number: RecordNumber) -> bool {
-        let truth = self.truth.lock().expect("no holder panics");
-        truth.as_ref().is_some_and(|truth| truth.ended > number)
+    pub fn ended_since(&self, volume: VolumeId, number: RecordNumber) -> bool {
+        self.truths().get(&volume).is_some_and(|truth| truth.ended > number)
     }
 }

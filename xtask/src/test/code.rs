@@ -11,7 +11,7 @@ const CARGO_LIMIT: Duration = Duration::from_secs(3 * 3600);
 const PACKAGES: [&str; 6] = ["e2fsprogs", "fio", "mount", "postgresql", "util-linux", "xfsprogs"];
 
 /// Runs of the simulator.
-const SIMULATED_SEEDS: &str = "2000";
+const SIMULATED_SEEDS: &str = "3000";
 
 /// A cargo command in the repository.
 pub(super) fn cargo() -> Cmd {

@@ -1,0 +1,44 @@
+//! Letting go of a deleted volume.
+//!
+//! An archive pins the snapshot that its newest point is a copy of, so that the next run can take the difference to it.
+//! A deleted volume has no next run, and an archive reads nothing of its source, so such a pin keeps nothing that
+//! anybody needs.
+//!
+//! # Guarantees
+//! Only pins of volumes that do not descend from the deleted one are removed.
+//!
+//! # Crash behaviour
+//! Every step can be repeated.
+
+use tokio::time::Instant;
+
+use crate::host::Host;
+use crate::ids::VolumeId;
+use crate::pool::{Pool, PoolError};
+
+impl Host {
+    /// Removes the pins that archives hold on the deleted volume. One whose archive lies in a pool that is not loaded
+    /// here stays.
+    pub(crate) async fn release_bases(
+        &self,
+        pool: &Pool,
+        volume: VolumeId,
+        deadline: Instant,
+    ) -> Result<(), PoolError> {
+        for (holder, snapshot) in pool.pins(volume, deadline).await? {
+            let Some(pin) = pool.pin(volume, snapshot, holder, deadline).await? else { continue };
+            let Some(home) = self.pools.get(pin.clone_pool) else { continue };
+            let description = match home.volume_json(holder, deadline).await {
+                Ok(description) => description,
+                // Whoever gives a clone up removes its pins.
+                Err(PoolError::NoSuchVolume { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let descends = description.parents.iter().any(|parent| parent.volume == volume);
+            if !descends {
+                pool.remove_pin(volume, snapshot, holder, deadline).await?;
+            }
+        }
+        Ok(())
+    }
+}

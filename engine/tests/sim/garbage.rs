@@ -1,0 +1,96 @@
+//! What nothing needs, and is there all the same.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_engine::control::describe;
+use holdfast_engine::ids::{ObjectId, RecordNumber};
+use holdfast_engine::log::Log;
+use holdfast_engine::map::{MapView, SegmentKind, live_blocks, map_objects};
+use holdfast_engine::pool::layout;
+use holdfast_engine::snapshot;
+use holdfast_engine::volume::Volume;
+use tokio::time::Instant;
+
+use crate::client::Site;
+use crate::world::{Bucket, World};
+
+/// Roots and idle records that the collector may leave behind: those of its own last rounds.
+const RECENT: usize = 12;
+
+/// Every object of an open volume, whose collector has come to rest, is needed.
+pub async fn look(site: &Site, log: &Log, volume: &Volume) -> Result<(), String> {
+    let deadline = || Instant::now() + Duration::from_secs(60);
+    let head = volume.frozen().ok_or("an open volume has no head")?;
+    let source = Arc::clone(head.source());
+    let control = describe(log, deadline()).await.map_err(|error| format!("describe: {error}"))?;
+    let roots = log.roots(deadline()).await.map_err(|error| format!("roots: {error}"))?;
+    let mut views = vec![head];
+    let mut maps: BTreeSet<ObjectId> = BTreeSet::new();
+    for (id, found) in &control.snapshots {
+        maps.extend(found.map);
+        let state = snapshot::find(log, *id, deadline()).await;
+        let state = state.map_err(|error| format!("snapshot {id}: {error}"))?;
+        views.push(MapView::from_stored(Arc::clone(&source), &state.map.map));
+    }
+    for (number, _) in roots.iter().rev().take(2) {
+        let root = log.root(*number, deadline()).await.map_err(|error| format!("root {number}: {error}"))?;
+        let root = root.ok_or_else(|| format!("root {number} is gone"))?;
+        maps.extend(root.control.snapshots.values().filter_map(|found| found.map));
+        views.push(MapView::from_stored(Arc::clone(&source), &root.map));
+    }
+    let (mut segments, mut records) = (BTreeSet::new(), BTreeSet::new());
+    for view in views {
+        let objects = map_objects(&view).await.map_err(|error| format!("walk: {error}"))?;
+        maps.extend(
+            objects.into_iter().filter(|object| object.volume == site.volume).map(|object| object.id),
+        );
+        let live = live_blocks(&view).await.map_err(|error| format!("walk: {error}"))?;
+        for segment in live.into_keys().filter(|segment| segment.volume == site.volume) {
+            match segment.kind {
+                SegmentKind::Object => segments.insert(segment.id),
+                SegmentKind::Record => records.insert(segment.birth),
+            };
+        }
+    }
+    let list = |prefix: &str| site.world.list(Bucket::Pool, prefix).into_keys();
+    let mut garbage: Vec<String> = Vec::new();
+    let unneeded = |needed: BTreeSet<ObjectId>| {
+        move |key: &String| layout::object_id_in(key).is_none_or(|id| !needed.contains(&id))
+    };
+    garbage.extend(list(&layout::segments(site.volume)).filter(unneeded(segments)));
+    garbage.extend(list(&layout::maps(site.volume)).filter(unneeded(maps)));
+    let grants = control.grant.iter().map(|grant| grant.id).collect();
+    garbage.extend(list(&layout::fences(site.volume)).filter(unneeded(grants)));
+    let covered = roots.iter().rev().nth(1).map_or(RecordNumber(0), |(number, _)| *number);
+    let idle = list(&layout::records(site.volume)).filter(|key| {
+        let number = layout::number_in(key).unwrap_or_default();
+        number <= covered && !records.contains(&number) && !site.world.is_kept(site.volume, number)
+    });
+    for old in [idle.collect::<Vec<_>>(), list(&layout::roots(site.volume)).collect()] {
+        if old.len() > RECENT {
+            garbage.extend(old);
+        }
+    }
+    if garbage.is_empty() { Ok(()) } else { Err(format!("garbage stays: {garbage:?}")) }
+}
+
+/// Of deleted volumes nothing is left; of creations that were given up, what keeps a slow creator out, and the root that
+/// such a one may still put.
+pub fn look_for_remains(world: &World, bucket: Bucket) -> Result<(), String> {
+    let remains = remains(world, bucket);
+    if remains.is_empty() { Ok(()) } else { Err(format!("of deleted volumes there is left: {remains:?}")) }
+}
+
+/// Everything of volumes but what may stay of one that was given up.
+pub fn remains(world: &World, bucket: Bucket) -> Vec<String> {
+    let mut remains = Vec::new();
+    for volume in world.volumes(bucket) {
+        let root = layout::root(volume, RecordNumber(0));
+        let stays = [layout::volume_json(volume), layout::record(volume, RecordNumber(1)), root];
+        let all = world.list(bucket, &layout::volume(volume)).into_keys();
+        remains.extend(all.filter(|key| !stays.contains(key)));
+    }
+    remains
+}
