@@ -2,8 +2,10 @@
 //!
 //! `engine/mutations/NAME.patch` leaves one rule out. Its first lines say which rule that is, and a line `Test: …` what
 //! `cargo test -p holdfast-engine` is to run. The patch is applied to a copy of the tree as it is in git's index, so
-//! nothing of it ever gets into a build of the product. A mutation is *caught* if the test builds and fails.
+//! nothing of it ever gets into a build of the product. A mutation is *caught* if the test builds and fails, and passes
+//! without the mutation.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,9 +15,12 @@ use clap::Args;
 use holdfast_e2e::{Error, Result, process::Cmd, repository};
 
 const PATCHES: &str = "engine/mutations";
-/// Where the copies go, below the repository.
-const COPIES: &str = "target/mutations";
+/// Where the copy goes, below the repository, and what is built of it.
+const COPY: &str = "target/mutations/tree";
+const BUILD: &str = "target/mutations/target";
 const LIMIT: Duration = Duration::from_secs(3600);
+/// Runs of the simulator, for mutations that chance has to find: the first that finds it is the last.
+const SIMULATED_SEEDS: &str = "3000";
 
 /// Which rules to leave out.
 #[derive(Args)]
@@ -32,9 +37,22 @@ struct Mutation {
     name: String,
     path: PathBuf,
     about: String,
-    /// What to tell cargo about the test, and what the test.
+    test: Test,
+}
+
+/// What to tell cargo about a test, and what the test.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Test {
     build: Vec<String>,
     run: Vec<String>,
+}
+
+/// What becomes of a tree with a mutation.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Caught,
+    Missed,
+    Unfit(String),
 }
 
 /// Runs the command.
@@ -44,18 +62,30 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         eprintln!("there is no mutation `{unknown}`; `cargo xtask mutate --list` names them");
         return Ok(ExitCode::FAILURE);
     }
-    let wanted = mutations.iter().filter(|m| options.names.is_empty() || options.names.contains(&m.name));
-    let mut missed = 0;
-    for mutation in wanted {
-        if options.list {
-            println!("{:20} {}", mutation.name, mutation.about);
-            continue;
-        }
-        let caught = is_caught(mutation)?;
-        missed += usize::from(!caught);
-        println!("{:20} {}", mutation.name, if caught { "caught" } else { "MISSED: the test passes" });
+    let is_wanted = |m: &&Mutation| options.names.is_empty() || options.names.contains(&m.name);
+    let wanted: Vec<&Mutation> = mutations.iter().filter(is_wanted).collect();
+    if options.list {
+        wanted.iter().for_each(|mutation| println!("{:20} {}", mutation.name, mutation.about));
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let copy = copy_tree()?;
+    for test in wanted.iter().map(|mutation| &mutation.test).collect::<BTreeSet<_>>() {
+        // A test that fails anyway would seem to catch everything.
+        test.cargo(&copy).arg("--").args(&test.run).run()?;
+    }
+    let mut failed = 0;
+    for mutation in &wanted {
+        let outcome = outcome(mutation, &copy)?;
+        failed += usize::from(outcome != Outcome::Caught);
+        let shown = match outcome {
+            Outcome::Caught => "caught".into(),
+            Outcome::Missed => "MISSED: the test passes".into(),
+            Outcome::Unfit(why) => format!("UNFIT: {why}"),
+        };
+        println!("{:20} {shown}", mutation.name);
+    }
+    println!("{} passed, {failed} failed", wanted.len() - failed);
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn mutations() -> Result<Vec<Mutation>> {
@@ -78,8 +108,7 @@ fn mutations() -> Result<Vec<Mutation>> {
         found.push(Mutation {
             name: name.to_owned(),
             about: head().next().unwrap_or_default().to_owned(),
-            build: words(build),
-            run: words(run),
+            test: Test { build: words(build), run: words(run) },
             path: path.clone(),
         });
     }
@@ -87,10 +116,9 @@ fn mutations() -> Result<Vec<Mutation>> {
     Ok(found)
 }
 
-/// Whether the mutation's test fails on a tree with the mutation.
-fn is_caught(mutation: &Mutation) -> Result<bool> {
-    let copies = repository().join(COPIES);
-    let copy = copies.join(&mutation.name);
+/// Copies the tree. One copy serves all mutations, so that only what they change is built again.
+fn copy_tree() -> Result<PathBuf> {
+    let copy = repository().join(COPY);
     if copy.exists() {
         fs::remove_dir_all(&copy).map_err(|source| Error::File {
             action: "remove",
@@ -100,15 +128,39 @@ fn is_caught(mutation: &Mutation) -> Result<bool> {
     }
     let prefix = format!("--prefix={}/", copy.display());
     Cmd::new("git").args(["checkout-index", "--all", "--force", &prefix]).dir(repository()).run()?;
-    // Outside of any repository, or git would look for the patched files in ours.
-    let apply = Cmd::new("git").args(["apply", "--verbose"]).arg(&mutation.path).dir(&copy);
-    apply.env("GIT_CEILING_DIRECTORIES", &copies).run()?;
-    // One directory for all copies, so that the dependencies are built once.
-    let cargo = |arguments: &[String]| {
-        let cargo = Cmd::new("cargo").dir(&copy).limit(LIMIT).env("CARGO_TARGET_DIR", copies.join("target"));
-        cargo.args(["test", "--package", "holdfast-engine", "--quiet"]).args(arguments)
+    Ok(copy)
+}
+
+impl Test {
+    fn cargo(&self, copy: &Path) -> Cmd {
+        let cargo =
+            Cmd::new("cargo").dir(copy).limit(LIMIT).env("CARGO_TARGET_DIR", repository().join(BUILD));
+        let cargo = cargo.env("HOLDFAST_SEEDS", SIMULATED_SEEDS);
+        cargo.args(["test", "--package", "holdfast-engine", "--quiet"]).args(&self.build)
+    }
+}
+
+/// What the mutation's test says of the tree with the mutation, which is taken out again.
+fn outcome(mutation: &Mutation, copy: &Path) -> Result<Outcome> {
+    let apply = |arguments: &[&str]| {
+        // Outside of any repository, or git would look for the patched files in ours.
+        let git = Cmd::new("git").arg("apply").args(arguments).arg(&mutation.path).dir(copy);
+        git.env("GIT_CEILING_DIRECTORIES", copy.parent().unwrap_or(copy)).output()
     };
+    let applied = apply(&["--verbose"])?;
+    if !applied.status.success() {
+        return Ok(Outcome::Unfit(format!("it does not apply: {}", applied.stderr.trim())));
+    }
     // What does not even build catches nothing.
-    cargo(&mutation.build).arg("--no-run").run()?;
-    Ok(!cargo(&mutation.build).arg("--").args(&mutation.run).output()?.status.success())
+    let built = mutation.test.cargo(copy).arg("--no-run").output()?;
+    let outcome = if !built.status.success() {
+        Outcome::Unfit(format!("it does not build: {}", built.stderr.trim()))
+    } else if mutation.test.cargo(copy).arg("--").args(&mutation.test.run).output()?.status.success() {
+        Outcome::Missed
+    } else {
+        Outcome::Caught
+    };
+    let taken_out = apply(&["--reverse"])?;
+    assert!(taken_out.status.success(), "what was applied can be taken out: {}", taken_out.stderr);
+    Ok(outcome)
 }
