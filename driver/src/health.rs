@@ -53,7 +53,7 @@ struct Latest {
 
 /// `/healthz` says that the process runs, and depends on nothing else: a store that is down must not have the process
 /// restarted, which would help nobody. `/pools` lists the loaded pools and targets; the operator reads it to learn
-/// when all nodes know a target. `/incidents` tells what befell volumes; the operator makes events of it.
+/// when all nodes know a target. `/incidents` tells what befell volumes.
 pub fn health(pools: ListPools, incidents: Incidents) -> Router {
     let latest = || async move { Json(Latest { incidents: incidents.latest() }) };
     Router::new()

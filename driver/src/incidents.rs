@@ -1,5 +1,5 @@
-//! What befell the volumes of this node that people have to know of. The operator asks for it and makes events of it:
-//! the driver itself talks to no API server.
+//! What befell the volumes of this node that people have to know of, for whoever asks: the driver itself talks to no API
+//! server.
 //!
 //! # Crash behaviour
 //! Incidents are in memory, and go with the process. They are in its log too, and counted.
@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::handles::VolumeHandle;
 
-/// Incidents that are kept: the operator asks more often than so many happen.
+/// Incidents that are kept.
 const KEPT: usize = 64;
 
 /// Something that befell a volume.
