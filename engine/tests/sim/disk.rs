@@ -67,8 +67,10 @@ impl LocalDisk {
     /// The disk fails under the running process.
     pub fn fail(&self, chance: &Chance) {
         if chance.hits(200) {
-            // Nothing new can be put there any more, and what is there is still open.
-            std::fs::remove_dir_all(self.dir.path()).expect("a directory can be removed");
+            // Nothing new can be put there any more, and what is there is still open. A disk may fail twice.
+            if self.dir.path().exists() {
+                std::fs::remove_dir_all(self.dir.path()).expect("a directory can be removed");
+            }
             return;
         }
         self.files().iter().for_each(|path| damage(&open(path), chance));

@@ -148,8 +148,10 @@ async fn a_deleted_volume_stays_while_a_snapshot_or_a_pin_needs_it() {
     deleted.delete().await;
     assert!(matches!(deleted.reclaim().await, Err(GcError::Needed { .. })));
 
-    let pin = layout::pin(deleted.scene.log.volume, VolumeId([9; 16]), snapshot);
-    deleted.scene.store.put_if_absent(&pin, "{}".into()).await.unwrap();
+    let owner = VolumeId([9; 16]);
+    let pin = layout::pin(deleted.scene.log.volume, owner, snapshot);
+    let pool = &deleted.pool;
+    pool.put_pin(deleted.scene.log.volume, snapshot, owner, pool.id(), deadline()).await.unwrap();
     deleted.scene.append(ObjectId::NONE, vec![Op::Maintain, Op::DeleteSnapshot { snapshot }]).await;
     let collect = async |scene: &Scene| {
         let options = scene.options(Arc::new(scene.store.clone()), ObjectId::NONE);
