@@ -25,4 +25,6 @@ pub mod pool;
 pub mod salvage;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod volume;

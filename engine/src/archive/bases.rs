@@ -19,8 +19,8 @@ use crate::ids::VolumeId;
 use crate::pool::{Pool, PoolError};
 
 impl Host {
-    /// Removes the pins that archives, and creations that were given up, hold on the deleted volume. One whose archive lies in a pool that is not loaded
-    /// here stays.
+    /// Removes the pins that archives, and creations that were given up, hold on the deleted volume. One whose owner
+    /// lies in a pool that is not loaded here stays.
     pub(crate) async fn release_bases(
         &self,
         pool: &Pool,
@@ -52,7 +52,7 @@ impl Host {
         deadline: Instant,
     ) -> Result<bool, ControlError> {
         match self.describe(home, volume, deadline).await {
-            Ok((_, control)) => Ok(control.dead && control.size_bytes == 0),
+            Ok((_, control)) => Ok(control.is_given_up()),
             Err(ControlError::NoSuchVolume { .. }) => Ok(false),
             Err(error) => Err(error),
         }

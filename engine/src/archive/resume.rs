@@ -19,12 +19,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 
 use super::ArchiveError;
-use crate::codec::{ChunkEntry, ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName, decode_segment_table};
+use crate::codec::ChunkEntry;
 use crate::ids::{Handle, ObjectId};
 use crate::log::{Control, Log};
 use crate::map::Extent;
 use crate::pool::layout;
-use crate::store::{Listed, StoreError};
+use crate::store::Listed;
 
 const LIST_PAGE: usize = 1000;
 const PARALLEL: usize = 16;
@@ -72,7 +72,7 @@ pub(super) async fn uploaded(
         after = page.last().map(|listed| listed.key.clone());
         let recent = page.into_iter().filter(|listed| listed.modified_ms + SKEW_MS >= begun_ms);
         let mut tables =
-            stream::iter(recent).map(|listed| table(log, run, listed, deadline())).buffered(PARALLEL);
+            stream::iter(recent).map(|listed| look(log, run, listed, deadline())).buffered(PARALLEL);
         while let Some(segment) = tables.try_next().await? {
             if let Some(segment) = segment.filter(|segment| covered.is_free_of(&segment.chunks)) {
                 covered.add(&segment.chunks);
@@ -85,39 +85,23 @@ pub(super) async fn uploaded(
     }
 }
 
-/// The table of a segment, if it is of this run and can be read.
-async fn table(
+/// A segment, if it is of this run and can be read.
+async fn look(
     log: &Log,
     run: ObjectId,
     listed: Listed,
     deadline: Instant,
 ) -> Result<Option<Found>, ArchiveError> {
     let Some(id) = layout::object_id_in(&listed.key) else { return Ok(None) };
-    let (key, size_bytes) = (listed.key.as_str(), listed.size_bytes);
-    let get = async |end: u64| log.retry(deadline, || log.store.get_range(key, 0..end.min(size_bytes))).await;
-    let begin = match get(ENVELOPE_BYTES as u64).await {
-        Ok(begin) => begin,
-        // A sweeper of a session before ours may have been about to delete it.
-        Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let name = ObjectName::ById { kind: ObjectKind::Segment, volume: log.volume, id };
-    let Ok(envelope) = Envelope::decode(name, &begin) else { return Ok(None) };
-    if envelope.identity.session != run {
-        return Ok(None);
-    }
-    let bytes = match get(envelope.body_end()).await {
-        Ok(bytes) => bytes,
-        Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    match decode_segment_table(&bytes, log.volume, id, log.key.as_ref()) {
-        Ok(mut table) => {
+    match log.segment_table(&listed, deadline).await? {
+        Some(Ok(mut table)) if table.session == run => {
             table.chunks.sort_by_key(|chunk| chunk.lba);
             Ok(Some(Found { id, chunks: table.chunks }))
         }
-        Err(error) => {
-            tracing::warn!(volume = %log.volume, segment = %id, %error, "a damaged segment of an earlier attempt is left");
+        // Another's, or a sweeper of a session before ours was about to delete it.
+        Some(Ok(_)) | None => Ok(None),
+        Some(Err(error)) => {
+            tracing::warn!(volume = %log.volume, segment = %id, %error, "a damaged segment is left");
             Ok(None)
         }
     }

@@ -96,8 +96,7 @@ pub async fn archive(
     }
     let session = take_over(host, target, &log, &control).await?;
     let outcome =
-        copy(host, &source_pool, &session, &log, run, begun_ms, snapshot, &reader, size_bytes, progress)
-            .await;
+        copy(host, &source_pool, &session, run, begun_ms, snapshot, &reader, size_bytes, progress).await;
     let point = match outcome {
         Ok(point) => point,
         Err(error) => {
@@ -138,7 +137,6 @@ async fn copy(
     host: &Host,
     source_pool: &Arc<Pool>,
     session: &Maintenance,
-    log: &Log,
     run: &ArchiveRun,
     begun_ms: Option<u64>,
     snapshot: SnapshotId,
@@ -169,7 +167,7 @@ async fn copy(
     // Only an attempt before this one can have left something.
     if let Some(begun_ms) = begun_ms {
         let found;
-        (found, covered) = resume::uploaded(log, id, begun_ms, deadline).await?;
+        (found, covered) = resume::uploaded(archive.log(), id, begun_ms, deadline).await?;
         if !found.is_empty() {
             tracing::info!(
                 point = run.point,

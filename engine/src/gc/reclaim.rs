@@ -47,7 +47,7 @@ pub async fn reclaim(pool: &Pool, pools: &PoolSet, log: &Log, deadline: Instant)
         }
         return Ok(delete(log, &layout::volume_json(volume), deadline).await?);
     }
-    if control.dead && control.size_bytes == 0 {
+    if control.is_given_up() {
         return Ok(());
     }
     let newest = last_root(log, &control, deadline).await?;

@@ -26,7 +26,6 @@ use super::sweep::Swept;
 use crate::codec::{self, ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName, RECORD_MOVES_MAX};
 use crate::ids::{BLOCK_BYTES, ObjectId, RecordNumber};
 use crate::map::{Extent, Location, SegmentKind, SegmentRef, Walk};
-use crate::pool::layout;
 use crate::volume::{Bulk, FetchError, Fetcher, Limits, Volume, Writer};
 
 /// Moved in a round, however little was written.
@@ -196,17 +195,15 @@ impl Mover<'_> {
 /// Who wrote the chunks of a segment, by their place in it.
 async fn read_table(volume: &Volume, segment: SegmentRef) -> Result<BTreeMap<u32, Writer>, GcError> {
     let log = volume.log();
-    let deadline = Instant::now() + PATIENCE;
+    let (key, deadline) = (segment.key(), Instant::now() + PATIENCE);
     let chunks = match segment.kind {
         SegmentKind::Record => {
-            let key = layout::record(segment.volume, segment.birth);
             let bytes = log.retry(deadline, || log.store.get(&key)).await?;
             codec::decode_record(&bytes, segment.volume, segment.birth, log.key.as_ref())
                 .map_err(FetchError::from)?
                 .chunks
         }
         SegmentKind::Object => {
-            let key = layout::segment(segment.volume, segment.id);
             let name = ObjectName::ById { kind: ObjectKind::Segment, volume: segment.volume, id: segment.id };
             let first = log.retry(deadline, || log.store.get_range(&key, 0..ENVELOPE_BYTES as u64)).await?;
             let envelope = Envelope::decode(name, &first).map_err(FetchError::from)?;

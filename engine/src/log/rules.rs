@@ -304,6 +304,11 @@ impl Control {
         }
     }
 
+    /// Whether record 1 says that the volume will never exist: its creation was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.dead && self.size_bytes == 0
+    }
+
     /// The snapshot of this name that is not deleted.
     pub fn snapshot_named(&self, name: &str) -> Option<(SnapshotId, &Snapshot)> {
         self.snapshots.iter().find(|(_, s)| !s.deleted && s.name == name).map(|(id, s)| (*id, s))

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{LogError, Record};
-use crate::codec::{self, DataKey};
+use crate::codec::{self, CodecError, DataKey, Envelope, ObjectKind, ObjectName, SegmentTable};
 use crate::env::Env;
 use crate::ids::{ObjectId, RecordNumber, VolumeId};
 use crate::map::Root;
@@ -20,6 +20,8 @@ use crate::store::{Backoff, Listed, Store, StoreError, retry};
 
 /// Names asked for in one listing.
 pub(crate) const LIST_PAGE: usize = 1000;
+/// What is read first of a segment: envelope and table of all but the most scattered ones.
+const TABLE_BYTES: u64 = 64 << 10;
 
 /// A volume's log in its store.
 #[derive(Debug, Clone)]
@@ -120,6 +122,33 @@ impl Log {
                 return Ok(all);
             }
         }
+    }
+
+    /// What a listed segment says of itself, or why that cannot be told; its data are not read. None if it is gone.
+    pub(crate) async fn segment_table(
+        &self,
+        listed: &Listed,
+        deadline: Instant,
+    ) -> Result<Option<Result<SegmentTable, CodecError>>, StoreError> {
+        let Some(id) = layout::object_id_in(&listed.key) else { return Ok(None) };
+        let name = ObjectName::ById { kind: ObjectKind::Segment, volume: self.volume, id };
+        let get = async |end: u64| {
+            let range = 0..end.min(listed.size_bytes);
+            match self.retry(deadline, || self.store.get_range(&listed.key, range.clone())).await {
+                Err(StoreError::NotFound { .. }) => Ok(None),
+                read => read.map(Some),
+            }
+        };
+        let Some(mut bytes) = get(TABLE_BYTES).await? else { return Ok(None) };
+        match Envelope::decode(name, &bytes) {
+            Ok(envelope) if envelope.body_end() > bytes.len() as u64 => {
+                let Some(whole) = get(envelope.body_end()).await? else { return Ok(None) };
+                bytes = whole;
+            }
+            Ok(_) => {}
+            Err(error) => return Ok(Some(Err(error))),
+        }
+        Ok(Some(codec::decode_segment_table(&bytes, self.volume, id, self.key.as_ref())))
     }
 
     /// Tries an idempotent request until it is answered or the deadline has passed.

@@ -1,6 +1,7 @@
 //! The entries of the map.
 
 use crate::ids::{CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, VolumeId};
+use crate::pool::layout;
 
 /// Whether a segment is an object of its own or lies in a record of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -24,6 +25,16 @@ pub struct SegmentRef {
     pub id: ObjectId,
     /// Which kind of object it is.
     pub kind: SegmentKind,
+}
+
+impl SegmentRef {
+    /// The key of the object that holds it.
+    pub fn key(&self) -> String {
+        match self.kind {
+            SegmentKind::Object => layout::segment(self.volume, self.id),
+            SegmentKind::Record => layout::record(self.volume, self.birth),
+        }
+    }
 }
 
 /// A run of blocks inside a chunk of a segment.

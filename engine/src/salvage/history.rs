@@ -18,17 +18,15 @@ use tokio::time::Instant;
 
 use super::object::PATIENCE;
 use super::{Damage, SalvageError, state};
-use crate::codec::{self, ChunkEntry, Codec, CodecError};
+use crate::codec::{self, ChunkEntry, Codec};
 use crate::ids::{RecordNumber, SessionId};
 use crate::log::{Control, Log, Op};
 use crate::map::{Access, Extent, Location, PageSource, SegmentKind, SegmentRef};
 use crate::pool::layout;
-use crate::store::{Listed, StoreError};
+use crate::store::StoreError;
 
 /// Objects read at once.
 const PARALLEL: usize = 8;
-/// What is read first of a segment: envelope and table of all but the most scattered ones.
-const HEAD_BYTES: u64 = 64 << 10;
 
 /// A place in the order in which a volume was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -211,19 +209,20 @@ impl History {
     async fn read_segments(&mut self, log: &Log, known: &Known) -> Result<(), SalvageError> {
         let listed = log.list(&layout::segments(log.volume), Instant::now() + state::REPLAY).await?;
         let mut reads = stream::iter(&listed)
-            .map(|listed| async move { (listed, read_table(log, listed).await) })
+            .map(|listed| async move { (listed, log.segment_table(listed, Instant::now() + PATIENCE).await) })
             .buffered(PARALLEL);
         while let Some((listed, read)) = reads.next().await {
             let Some(id) = layout::object_id_in(&listed.key) else { continue };
             match read? {
-                Ok(chunks) => {
+                None => {}
+                Some(Ok(table)) => {
                     // Which record made it visible is not known; only records are found by their birth.
                     let birth = RecordNumber(0);
                     let kind = SegmentKind::Object;
                     let segment = SegmentRef { volume: log.volume, birth, id, kind };
-                    self.note_chunks(segment, &chunks, listed.modified_ms, known);
+                    self.note_chunks(segment, &table.chunks, listed.modified_ms, known);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.unreadable.push(Damage::undecodable(listed.key.clone(), log.volume, &error));
                 }
             }
@@ -270,27 +269,6 @@ impl History {
             None => !known.control.ended_runs.contains(&session) && rank.time_ms >= known.time_ms,
         }
     }
-}
-
-/// The table of a segment, without its chunks.
-async fn read_table(log: &Log, listed: &Listed) -> Result<Result<Vec<ChunkEntry>, CodecError>, StoreError> {
-    let Some(id) = layout::object_id_in(&listed.key) else { return Ok(Ok(Vec::new())) };
-    let name = codec::ObjectName::ById { kind: codec::ObjectKind::Segment, volume: log.volume, id };
-    let get = async |end: u64| {
-        let deadline = Instant::now() + PATIENCE;
-        log.retry(deadline, || log.store.get_range(&listed.key, 0..end.min(listed.size_bytes))).await
-    };
-    let mut head = match get(HEAD_BYTES).await {
-        Err(StoreError::NotFound { .. }) => return Ok(Ok(Vec::new())),
-        head => head?,
-    };
-    match codec::Envelope::decode(name, &head) {
-        Ok(envelope) if envelope.body_end() > head.len() as u64 => head = get(envelope.body_end()).await?,
-        Ok(_) => {}
-        Err(error) => return Ok(Err(error)),
-    }
-    let table = codec::decode_segment_table(&head, log.volume, id, log.key.as_ref());
-    Ok(table.map(|table| table.chunks))
 }
 
 #[cfg(test)]

@@ -11,19 +11,10 @@ use crate::codec::{self, ChunkEntry, CodecError, DataKey};
 use crate::env::Env;
 use crate::lineage::{Lineage, Source};
 use crate::map::{Location, MapError, SegmentKind, SegmentRef};
-use crate::pool::layout;
 use crate::store::{StoreError, retry};
 
 /// How long one object is asked for while its store is unavailable.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The key of the object that holds a segment.
-pub(super) fn segment_key(segment: &SegmentRef) -> String {
-    match segment.kind {
-        SegmentKind::Object => layout::segment(segment.volume, segment.id),
-        SegmentKind::Record => layout::record(segment.volume, segment.birth),
-    }
-}
 
 /// An object as a whole; none if it is not there.
 pub(super) async fn get(source: &Source, env: &Env, key: &str) -> Result<Option<Bytes>, StoreError> {
@@ -58,7 +49,7 @@ pub(super) struct Looked {
 /// Reads the segment and checks its envelope, its table and every chunk.
 pub(super) async fn look(segment: SegmentRef, lineage: &Lineage, env: &Env) -> Result<Looked, MapError> {
     let source = lineage.source(segment.volume)?;
-    let Some(bytes) = get(&source, env, &segment_key(&segment)).await? else {
+    let Some(bytes) = get(&source, env, &segment.key()).await? else {
         return Ok(Looked { bytes: 0, wrong: Some(Wrong::Missing) });
     };
     let wrong = match table(&segment, &bytes, source.key.as_ref()) {
@@ -119,7 +110,7 @@ impl Wrong {
 
     /// What to report, by the chunk it is about.
     pub fn damage(&self, segment: &SegmentRef) -> Vec<Damage> {
-        let (key, volume) = (segment_key(segment), segment.volume);
+        let (key, volume) = (segment.key(), segment.volume);
         let chunk = |(at, error): (&u32, &CodecError)| Damage {
             chunk_offset: Some(*at),
             ..Damage::undecodable(key.clone(), volume, error)

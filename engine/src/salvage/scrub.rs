@@ -352,7 +352,7 @@ impl<'a> Scrub<'a> {
         for (id, locations) in named {
             let Some((segment, Wrong::Table(_, chunks))) = wrong.get_mut(&id) else { continue };
             let source = self.lineage.source(segment.volume).map_err(MapError::from)?;
-            let bytes = object::get(&source, &self.log.env, &object::segment_key(segment)).await?;
+            let bytes = object::get(&source, &self.log.env, &segment.key()).await?;
             *chunks = match bytes {
                 Some(bytes) => object::wrong_chunks(locations.into_iter(), &bytes, source.key.as_ref()),
                 None => WrongChunks::new(),

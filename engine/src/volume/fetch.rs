@@ -23,7 +23,7 @@ use crate::codec::{self, CodecError};
 use crate::env::Env;
 use crate::ids::VolumeId;
 use crate::lineage::{Lineage, Source, UnknownAncestor};
-use crate::map::{Location, SegmentKind, SegmentRef};
+use crate::map::{Location, SegmentRef};
 use crate::pool::layout;
 use crate::store::{Backoff, StoreError};
 
@@ -188,10 +188,7 @@ impl Fetcher {
 
     fn span(&self, segment: SegmentRef, range: Range<u64>, keys: Vec<ChunkKey>) -> Result<Span, FetchError> {
         let source = self.lineage.source(segment.volume)?;
-        let key = match segment.kind {
-            SegmentKind::Object => layout::segment(segment.volume, segment.id),
-            SegmentKind::Record => layout::record(segment.volume, segment.birth),
-        };
+        let key = segment.key();
         let (flights, env) = (Arc::clone(&self.flights), self.env.clone());
         let (permits, answers) = (Arc::clone(&self.permits), Arc::clone(&self.answers));
         let get = async move {

@@ -23,6 +23,7 @@ use crate::log::{Control, ControlOnly, GrantMode, Log, Op, Put, Record};
 use crate::map::{PageCache, VolumePages};
 use crate::pool::layout;
 use crate::store::{Listed, Memory, Store, StoreError};
+pub(crate) use crate::testing::content;
 use crate::volume::{Limits, OpenOptions, Volume};
 use crate::{codec, snapshot};
 
@@ -117,22 +118,6 @@ pub struct Scene {
     /// The version of each block; 0 was never written.
     pub model: Vec<u64>,
     pub random: ChaCha8Rng,
-}
-
-/// Bytes that do not compress, and differ for each block and version.
-pub fn content(lba: u64, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; BLOCK_BYTES as usize];
-    }
-    // Xorshift: quick also where nothing is optimized.
-    let mut state = (lba << 32 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = (0..BLOCK_BYTES / 8).flat_map(|_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.collect()
 }
 
 impl Scene {

@@ -20,6 +20,7 @@ use crate::log::{GrantMode, Log};
 use crate::map::{PageCache, SegmentRef};
 use crate::pool::{Access, Pool, PoolKind, PoolSet, layout};
 use crate::store::{Memory, Store};
+pub(crate) use crate::testing::content;
 use crate::volume::{Limits, Volume};
 
 pub const BLOCKS: u64 = 1024;
@@ -27,21 +28,6 @@ const NODE: &str = "node";
 
 pub fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(3600)
-}
-
-/// Bytes that do not compress, and differ for each block and version. Version 0 is zeros.
-pub fn content(lba: u64, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; BLOCK_BYTES as usize];
-    }
-    let mut state = (lba << 32 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = (0..BLOCK_BYTES / 8).flat_map(|_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.collect()
 }
 
 /// A pool in memory.
