@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fio::Fio;
 use crate::ledger::Ledger;
+use crate::load::Load;
 use crate::site::{MIB, Site, block};
 use crate::{ALONE, for_a_while};
 
@@ -17,16 +17,7 @@ async fn sixty_kills_of_node_plugin_and_keeper_cause_no_error_and_lose_nothing()
     let _alone = ALONE.lock().await;
     let mut site = Site::start().await;
     let mut node = site.node("n1").await;
-    let loaded = site.create_sized("loaded", 256 * MIB).await;
-    let booked = site.create_sized("booked", Ledger::BYTES as i64).await;
-    let mut devices = Vec::new();
-    for volume in [&loaded, &booked] {
-        let context = site.attach(volume, &node, &block()).await.unwrap();
-        devices.push(node.publish(volume, &context, &block()).await.unwrap());
-    }
-    let fio = Fio::start(&devices[0]);
-    let ledger = Ledger::new(&devices[1]);
-    let writers = ledger.write();
+    let load = Load::start(&mut site, &mut node, 256 * MIB).await;
     let (mut plugin_kills, mut keeper_kills, mut takeover) = (0, 0, Duration::ZERO);
     for kill in 0..KILLS {
         for_a_while(kill).await;
@@ -39,31 +30,22 @@ async fn sixty_kills_of_node_plugin_and_keeper_cause_no_error_and_lose_nothing()
             takeover = takeover.max(killed.elapsed());
             plugin_kills += 1;
         }
-        assert!(fio.goes_on() && writers.go_on(), "kill {kill} was noticed");
+        assert!(load.goes_on(), "kill {kill} was noticed");
     }
-    let outcomes = writers.end();
-    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-    let seen = fio.end();
-    ledger.check();
+    let ended = load.end();
+    let seen = &ended.seen;
+    ended.ledger.check();
     println!(
         "{plugin_kills} kills of the node plugin and {keeper_kills} of the keeper, 0 errors; fio: {} writes, {} \
          verifying reads; ledger: {} fsyncs; longest stall {:?}, longest takeover {takeover:?}",
         seen.writes,
         seen.verifying_reads,
-        ledger.acknowledged(),
+        ended.ledger.acknowledged(),
         seen.stall,
     );
     assert!(seen.verifying_reads > 1_000, "fio verified too little");
     assert!(seen.stall < STALL_LIMIT, "the longest stall was {:?}", seen.stall);
-    for volume in [&loaded, &booked] {
-        node.unpublish(volume).await.unwrap();
-        site.detach(volume, &node).await;
-    }
-    // Nothing of it was in memory only.
-    let context = site.attach(&booked, &node, &block()).await.unwrap();
-    node.publish(&booked, &context, &block()).await.unwrap();
-    ledger.check();
-    node.unpublish(&booked).await.unwrap();
+    ended.detach_and_check(&mut site, &mut node).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

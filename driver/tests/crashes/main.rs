@@ -13,6 +13,7 @@ mod common;
 mod fio;
 mod kills;
 mod ledger;
+mod load;
 mod outages;
 mod postgres;
 mod real_store;

@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::ALONE;
-use crate::fio::Fio;
-use crate::ledger::Ledger;
-use crate::site::{MIB, Site, block};
+use crate::load::Load;
+use crate::site::{MIB, Site};
 
 /// The longest that all faults may take.
 const FAULTS_LIMIT: Duration = Duration::from_secs(900);
@@ -25,41 +24,23 @@ async fn fio_verifies_through_the_faults_of_a_real_store() {
     let pool = fs::read_to_string(faults.join("pool.yaml")).unwrap();
     let mut site = Site::start_over(&pool).await;
     let mut node = site.node("n1").await;
-    let loaded = site.create_sized("loaded", 64 * MIB).await;
-    let booked = site.create_sized("booked", Ledger::BYTES as i64).await;
-    let mut devices = Vec::new();
-    for volume in [&loaded, &booked] {
-        let context = site.attach(volume, &node, &block()).await.unwrap();
-        devices.push(node.publish(volume, &context, &block()).await.unwrap());
-    }
-    let fio = Fio::start(&devices[0]);
-    let ledger = Ledger::new(&devices[1]);
-    let writers = ledger.write();
+    let load = Load::start(&mut site, &mut node, 64 * MIB).await;
     fs::write(faults.join("loaded"), "").unwrap();
     let begun = Instant::now();
     while !faults.join("done").exists() {
-        assert!(fio.goes_on() && writers.go_on(), "a fault of the store was noticed");
+        assert!(load.goes_on(), "a fault of the store was noticed");
         assert!(begun.elapsed() < FAULTS_LIMIT, "the faults do not end");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let outcomes = writers.end();
-    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-    let seen = fio.end();
+    let ended = load.end();
     println!(
         "faults of the store for {:?}: fio made {} writes and {} verifying reads, the ledger {} fsyncs; no error; the \
          longest stall was {:?}",
         begun.elapsed(),
-        seen.writes,
-        seen.verifying_reads,
-        ledger.acknowledged(),
-        seen.stall,
+        ended.seen.writes,
+        ended.seen.verifying_reads,
+        ended.ledger.acknowledged(),
+        ended.seen.stall,
     );
-    for volume in [&loaded, &booked] {
-        node.unpublish(volume).await.unwrap();
-        site.detach(volume, &node).await;
-    }
-    let context = site.attach(&booked, &node, &block()).await.unwrap();
-    node.publish(&booked, &context, &block()).await.unwrap();
-    ledger.check();
-    node.unpublish(&booked).await.unwrap();
+    ended.detach_and_check(&mut site, &mut node).await;
 }
