@@ -7,9 +7,11 @@
 //!
 //! # Guarantees
 //! - Of several creations under one name one volume comes out, also after crashes.
-//! - What a clone's map names is pinned from before the clone exists. Whoever gives a creation up puts a Dead record
-//!   in the place of record 1 first, then removes the pins, then unbinds the name; a removed pin is never put again,
-//!   because every creation has a new id.
+//! - What a clone's map names is pinned from before the clone exists. A clone keeps the pin on its source as long as it
+//!   names any ancestor. So the source keeps its snapshot, whose map names those ancestors as well, and by that its own
+//!   pin on *its* source, and so on: between a volume and whoever needs it no pin is ever missing.
+//! - Whoever gives a creation up puts a Dead record in the place of record 1 first, then removes the pins, then unbinds
+//!   the name; a removed pin is never put again, because every creation has a new id.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -230,8 +232,12 @@ impl Host {
         Ok(())
     }
 
-    /// Lets go of the ancestors that neither the head nor a snapshot of the volume names any more. Answers how many it
-    /// let go.
+    /// Lets go of the ancestors that neither the head nor a snapshot of the volume names any more; of its source only
+    /// when it names no ancestor at all. Answers how many it let go.
+    ///
+    /// Were the source let go of before, it could go, and its pins on the ancestors with it, while somebody lists those:
+    /// a listing that passes the place of this volume's pin before that is put, and the place of the source's when that
+    /// is removed, shows neither.
     ///
     /// Both of the two newest roots must show that: while the first one was put, the owner may have cut a snapshot of
     /// the map as it was before. The second one was begun later, and knows of that snapshot.
@@ -259,9 +265,15 @@ impl Host {
                 None => return Ok(0),
             }
         }
+        let is_named = |parent: &Parent| {
+            named.iter().any(|origin| origin.volume == parent.volume && origin.snapshot == parent.snapshot)
+        };
+        let names_any = parents.iter().any(is_named);
         let mut released = 0;
-        for Parent { pool: home, volume: parent, snapshot } in parents {
-            let needed = named.iter().any(|origin| origin.volume == parent && origin.snapshot == snapshot);
+        for (place, parent) in parents.into_iter().enumerate() {
+            // The first one is the source.
+            let needed = is_named(&parent) || (place == 0 && names_any);
+            let Parent { pool: home, volume: parent, snapshot } = parent;
             let Some(home) = self.pools.get(home).filter(|home| home.access() == Access::ReadWrite) else {
                 continue;
             };

@@ -10,18 +10,18 @@ use crate::log::{Log, Op};
 use crate::pool::layout;
 use crate::volume::Volume;
 
-/// The snapshots of the volume that pins name, from two listings: one alone may miss a pin that was put, or show one
-/// that was deleted, while it ran. A pin that is put after both comes from a cloner whose replay will show the
-/// snapshot's deletion, and who gives up.
+/// The snapshots of the volume that pins name. A listing is no moment: it may miss a pin that was put, or that was
+/// removed, while it ran. It does show each pin that was there all the time, and that is enough: a clone keeps its pin
+/// here as long as it, or anything that descends from it, may need the snapshot
+/// ([`release_pins`](crate::host::Host::release_pins)). A pin that is put after the listing began comes from a cloner
+/// whose replay will show the snapshot's deletion, and who gives up.
 pub(super) async fn pinned(log: &Log, deadline: Instant) -> Result<BTreeSet<SnapshotId>, GcError> {
-    let mut pinned = BTreeSet::new();
-    for _ in 0..2 {
-        for listed in log.list(&layout::pins(log.volume), deadline).await? {
-            let (_, snapshot) = layout::pin_in(&listed.key).ok_or(GcError::StrayPin { key: listed.key })?;
-            pinned.insert(snapshot);
-        }
-    }
-    Ok(pinned)
+    let listed = log.list(&layout::pins(log.volume), deadline).await?;
+    let snapshot_in = |key: String| match layout::pin_in(&key) {
+        Some((_, snapshot)) => Ok(snapshot),
+        None => Err(GcError::StrayPin { key }),
+    };
+    listed.into_iter().map(|listed| snapshot_in(listed.key)).collect()
 }
 
 /// Forgets the deleted snapshots that no pin names. One whose map is not written yet waits for the checkpoint.

@@ -24,8 +24,8 @@ enum Rule {
     ListAfterSwitch,
     /// Any pin keeps the old generations.
     PinsKeep,
-    /// The pins are listed twice.
-    ListTwice,
+    /// A clone keeps the pin on its source as long as it names any ancestor.
+    SourceLast,
     /// A creator looks again, with its pin in place, whether the generation is still the one that it has read.
     ConfirmGeneration,
 }
@@ -43,11 +43,8 @@ enum Collector {
     Idle,
     /// The new generation is written.
     Written,
-    /// It lists the pins: the next place, and how many listings are complete.
-    Lists {
-        place: usize,
-        complete: u8,
-    },
+    /// It lists the pins. This is the next place.
+    Lists(usize),
     /// It has seen no pin: all generations before this one go.
     Deletes {
         before: u8,
@@ -116,7 +113,7 @@ impl Generations {
     fn collect(&mut self, state: &State, out: &mut Vec<(&'static str, State)>) {
         let mut next = state.clone();
         let generation = self.generation(state);
-        let lists = Collector::Lists { place: 0, complete: 0 };
+        let lists = Collector::Lists(0);
         match state.collector {
             Collector::Idle => {
                 // Older generations may be left from before a crash, or because they were pinned.
@@ -149,22 +146,17 @@ impl Generations {
                 };
                 out.push(("the collector switches", next));
             }
-            Collector::Lists { place: CLONES, complete } => {
-                let listings = if self.keeps(Rule::ListTwice) { 2 } else { 1 };
-                next.collector = if complete + 1 < listings {
-                    Collector::Lists { place: 0, complete: complete + 1 }
-                } else {
-                    if !self.keeps(Rule::ListAfterSwitch) {
-                        self.switch(&mut next);
-                    }
-                    Collector::Deletes { before: self.generation(&next) }
-                };
+            Collector::Lists(CLONES) => {
+                if !self.keeps(Rule::ListAfterSwitch) {
+                    self.switch(&mut next);
+                }
+                next.collector = Collector::Deletes { before: self.generation(&next) };
                 out.push(("a listing is complete", next));
             }
-            Collector::Lists { place, complete } => {
+            Collector::Lists(place) => {
                 next.collector = match state.pins[CLONES - 1 - place] {
                     true => Collector::Idle,
-                    false => Collector::Lists { place: place + 1, complete },
+                    false => Collector::Lists(place + 1),
                 };
                 out.push(("a listing passes a pin's place", next));
             }
@@ -264,7 +256,12 @@ impl Model for Generations {
         }
         // The model of clones shows that a confirmed pin of the second clone keeps that snapshot. Once that clone exists
         // it may come to need nothing of the first clone, and still something of what that descends from.
-        if state.source.is_some() && !matches!(state.clones[1], Descendant::Confirmed(_)) {
+        let pinned = match state.clones[1] {
+            Descendant::Confirmed(_) => true,
+            Descendant::Exists(_) => self.keeps(Rule::SourceLast),
+            _ => false,
+        };
+        if state.source.is_some() && !pinned {
             out.push(("the clone's snapshot is forgotten", State { source: None, ..state.clone() }));
         }
     }
@@ -319,8 +316,8 @@ fn any_pin_keeps_the_old_generations() {
 }
 
 #[test]
-fn pins_are_listed_twice() {
-    violated(Rule::ListTwice);
+fn a_clone_lets_go_of_its_source_last() {
+    violated(Rule::SourceLast);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::codec::encode_record;
-use holdfast_engine::gc::Collector;
+use holdfast_engine::gc::{Collector, GcError};
 use holdfast_engine::ids::{ObjectId, RecordNumber, SessionId};
 use holdfast_engine::log::{Op, Record};
 use holdfast_engine::pool::layout;
@@ -126,17 +126,18 @@ async fn a_record_that_moves_has_a_new_id() {
     scene.check("in the end");
 }
 
-/// A listing of the pins on a volume takes so long that a grandchild pins it after the listing has passed that place,
-/// and the child lets go of it before the listing has come to that one.
+/// A listing of the pins on a volume takes so long that a grandchild pins it after the listing has passed that place.
+/// The grandchild needs nothing of the child any more, the child is deleted, and everything is done to remove it, before
+/// the listing has come to the child's pin.
 #[test]
-fn a_listing_that_shows_neither_of_two_pins_deletes_nothing() {
+fn a_child_keeps_its_pins_as_long_as_a_grandchild_needs_the_same() {
     for seed in 0..12 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.expect("a runtime starts").block_on(pins_change_hands(seed));
+        runtime.expect("a runtime starts").block_on(a_generation_goes(seed));
     }
 }
 
-async fn pins_change_hands(seed: u64) {
+async fn a_generation_goes(seed: u64) {
     let calm = "it works in calm weather";
     let scene = Scene::new(seed).await;
     let site = &scene.site;
@@ -185,12 +186,13 @@ async fn pins_change_hands(seed: u64) {
     }
     scene.detach(&grandchild, "b").await;
     let (host, pool) = (&visitor.host, &visitor.pool);
-    assert_eq!(host.release_pins(pool, grandchild.volume, deadline()).await.expect(calm), 1);
+    host.release_pins(pool, grandchild.volume, deadline()).await.expect(calm);
     host.delete_volume(pool, child.volume, deadline()).await.expect(calm);
     host.delete_snapshot(pool, child.volume, of_child, deadline()).await.expect(calm);
-    host.reclaim(pool, child.volume, deadline()).await.expect(calm);
+    let reclaimed = host.reclaim(pool, child.volume, deadline()).await;
+    assert!(matches!(reclaimed, Err(GcError::Needed { .. })), "{reclaimed:?}");
     let pins = pool.pins(site.volume, deadline()).await.expect(calm);
-    assert_eq!(pins, [(grandchild.volume, of_site)]);
+    assert!(pins.contains(&(child.volume, of_site)), "{pins:?}");
 
     collecting.await.expect("the collector does not panic");
     let grant = scene.grant(&grandchild, "c").await;

@@ -8,18 +8,13 @@ use super::state::{Creator, Deleter, Description, Rule, Set, Settler, State, VOL
 pub type Steps = Vec<(&'static str, State)>;
 
 fn put_pin(state: &mut State, ancestor: usize, clone: usize) {
-    let listing = matches!(state.deleters[ancestor], Deleter::Lists { .. });
     let home = &mut state.volumes[ancestor];
     home.pins = home.pins.with(clone);
-    if listing {
-        home.fresh = home.fresh.with(clone);
-    }
 }
 
 fn remove_pin(state: &mut State, ancestor: usize, clone: usize) {
     let home = &mut state.volumes[ancestor];
     home.pins = home.pins.without(clone);
-    home.fresh = home.fresh.without(clone);
 }
 
 /// The creation of `clone` from the snapshot of the volume before it.
@@ -162,26 +157,19 @@ pub fn delete(world: &mut World, state: &State, volume: usize, out: &mut Steps) 
             out.push(("a snapshot is deleted", next));
         }
         Deleter::Deleted => {
-            next.deleters[volume] = Deleter::Lists { place: 0, complete: 0 };
+            next.deleters[volume] = Deleter::Lists(0);
             out.push(("a deleter begins to list the pins", next));
         }
-        Deleter::Lists { place: VOLUMES, complete } => {
-            let listings = if world.keeps(Rule::ListTwice) { 2 } else { 1 };
-            next.deleters[volume] = if complete + 1 < listings {
-                Deleter::Lists { place: 0, complete: complete + 1 }
-            } else {
-                next.volumes[volume].fresh = Set::default();
-                Deleter::Unpinned
-            };
+        Deleter::Lists(VOLUMES) => {
+            next.deleters[volume] = Deleter::Unpinned;
             out.push(("a listing is complete", next));
         }
-        Deleter::Lists { place, complete } => {
+        Deleter::Lists(place) => {
             let clone = if state.oldest_first { place } else { VOLUMES - 1 - place };
             next.deleters[volume] = if state.volumes[volume].pins.has(clone) {
-                next.volumes[volume].fresh = Set::default();
                 Deleter::Deleted
             } else {
-                Deleter::Lists { place: place + 1, complete }
+                Deleter::Lists(place + 1)
             };
             out.push(("a listing passes a pin's place", next));
         }
@@ -222,9 +210,10 @@ pub fn live(world: &mut World, state: &State, volume: usize, out: &mut Steps) {
         Some(deleted) => !deleted || world.keeps(Rule::PinnedMapsCount),
     };
     let named = if counts { this.names.union(this.snapshot_names) } else { this.names };
+    let names_any = (0..volume).any(|ancestor| named.has(ancestor));
     for ancestor in (0..volume).filter(|ancestor| !named.has(*ancestor)) {
-        let home = &state.volumes[ancestor];
-        if home.pins.has(volume) && !(home.fresh.has(volume) && world.keeps(Rule::PinsRest)) {
+        let stays = ancestor + 1 == volume && names_any && world.keeps(Rule::SourceLast);
+        if state.volumes[ancestor].pins.has(volume) && !stays {
             let mut next = state.clone();
             remove_pin(&mut next, ancestor, volume);
             out.push(("a clone lets go of a pin", next));

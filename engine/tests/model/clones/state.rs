@@ -58,13 +58,10 @@ pub enum Rule {
     DeadBeforeUnpin,
     /// A deleter appends its record, and lists the pins then.
     DeleteBeforeList,
-    /// A deleter lists the pins twice.
-    ListTwice,
     /// A pin stays while a deleted snapshot that is pinned itself still names the ancestor.
     PinnedMapsCount,
-    /// A pin is not removed while a deleter's listings that were under way when it was put go on.
-    /// Nothing enforces this but the time that a clone needs to come and go.
-    PinsRest,
+    /// A clone keeps the pin on its source as long as it names any ancestor.
+    SourceLast,
 }
 
 /// `volume.json`.
@@ -83,8 +80,6 @@ pub struct Volume {
     pub description: Description,
     /// The clones that have a pin here.
     pub pins: Set,
-    /// Those that were put while listings are under way.
-    pub fresh: Set,
     /// Whether the data that its snapshot holds is there.
     pub data: bool,
     /// The ancestors that its head names.
@@ -127,11 +122,8 @@ pub enum Deleter {
     Idle,
     /// The record is there.
     Deleted,
-    /// The next place in the order of the keys, and how many listings are complete.
-    Lists {
-        place: usize,
-        complete: u8,
-    },
+    /// It lists the pins. This is the next place in the order of the keys.
+    Lists(usize),
     /// No pin was seen.
     Unpinned,
     Over,
