@@ -126,7 +126,7 @@ impl Context {
         let event = Event {
             type_: kind,
             reason: reason.to_owned(),
-            note: Some(shorten(note, MAX_NOTE_BYTES)),
+            note: Some(self.note(note)),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
@@ -134,6 +134,11 @@ impl Context {
         if let Err(error) = self.recorder.publish(&event, &reference).await {
             tracing::warn!(object = api::describe(object), reason, %error, "event not published");
         }
+    }
+
+    /// The note of an event, as long as the API server takes it.
+    pub fn note(&self, text: &str) -> String {
+        shorten(text, MAX_NOTE_BYTES)
     }
 
     /// Waits for a store's answer, but not without end.

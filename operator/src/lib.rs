@@ -4,7 +4,8 @@
 //! Each controller is split into fetch, validate, decide, build, apply and report; only the outer steps hold a client,
 //! the inner ones are pure functions. Controllers: [`policy`] (SnapshotPolicy), [`archive`] (ArchivedSnapshot),
 //! [`target`] (ArchiveTarget), [`restore`] (VolumeSnapshots that ask for a point). Two replicas elect a leader by a
-//! Lease ([`lease`]); [`certificates`] keeps the driver's certificates.
+//! Lease ([`lease`]); [`certificates`] keeps the driver's certificates; [`incidents`] makes events of what node plugins
+//! tell.
 
 pub mod api;
 pub mod archive;
@@ -14,6 +15,7 @@ pub mod conditions;
 pub mod context;
 pub mod engine_store;
 pub mod error;
+pub mod incidents;
 pub mod jobs;
 pub mod lease;
 pub mod metrics;

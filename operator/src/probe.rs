@@ -38,6 +38,22 @@ pub struct LoadedPool {
     pub kind: PoolKind,
 }
 
+/// Something that befell a volume on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Incident {
+    /// Its own id.
+    pub id: String,
+    /// The volume's handle.
+    pub volume: String,
+    /// What happened, as the reason of an event.
+    pub reason: String,
+    /// The same for a person.
+    pub message: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
 /// What a pool is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,6 +69,9 @@ pub enum PoolKind {
 pub trait Probe: Send + Sync {
     /// The pools that the driver with that address (`ip:port`) has loaded.
     async fn pools(&self, address: &str) -> Result<Vec<LoadedPool>, ProbeError>;
+
+    /// What befell volumes on the node of the driver with that address (`ip:port`).
+    async fn incidents(&self, address: &str) -> Result<Vec<Incident>, ProbeError>;
 
     /// How far the Job with that address (`ip:port`) is.
     async fn progress(&self, address: &str) -> Result<Progress, ProbeError>;
@@ -74,6 +93,11 @@ impl Default for HttpProbe {
 #[derive(Deserialize)]
 struct Pools {
     pools: Vec<LoadedPool>,
+}
+
+#[derive(Deserialize)]
+struct Incidents {
+    incidents: Vec<Incident>,
 }
 
 impl HttpProbe {
@@ -100,6 +124,11 @@ impl Probe for HttpProbe {
     async fn pools(&self, address: &str) -> Result<Vec<LoadedPool>, ProbeError> {
         let answer: Pools = self.get(format!("http://{address}/pools")).await?;
         Ok(answer.pools)
+    }
+
+    async fn incidents(&self, address: &str) -> Result<Vec<Incident>, ProbeError> {
+        let answer: Incidents = self.get(format!("http://{address}/incidents")).await?;
+        Ok(answer.incidents)
     }
 
     async fn progress(&self, address: &str) -> Result<Progress, ProbeError> {
@@ -135,6 +164,14 @@ mod tests {
                     Json(json!({"pools": [{"name": "offsite", "id": "7f3a", "kind": "target"}]}))
                 }),
             )
+            .route(
+                "/incidents",
+                get(|| async {
+                    Json(json!({"incidents": [{
+                        "id": "a1", "volume": "p-v", "reason": "WritesDropped", "message": "gone", "timeMs": 7,
+                    }]}))
+                }),
+            )
             .route("/progress", get(|| async { Json(json!({"changedBytes": 10, "transferredBytes": 4})) }));
         let address = serve(router).await;
         let probe = HttpProbe::default();
@@ -146,6 +183,8 @@ mod tests {
                 kind: PoolKind::Target
             }])
         );
+        let told = probe.incidents(&address).await.expect("told");
+        assert_eq!((told[0].reason.as_str(), told[0].time_ms), ("WritesDropped", 7));
         assert_eq!(probe.progress(&address).await, Ok(Progress { changed_bytes: 10, transferred_bytes: 4 }));
     }
 

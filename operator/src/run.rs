@@ -4,6 +4,7 @@
 //! Losing the lease drops all controllers at once, wherever they are; the next leader repeats what was begun. The
 //! process itself goes on as a standby.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::args::Args;
 use crate::certificates;
 use crate::context::Context;
 use crate::error::{Doing, Error};
+use crate::incidents;
 use crate::lease::{Candidate, Timing};
 use crate::metrics::{Metrics, PolicyLabels, ReconcileLabels};
 use crate::policy;
@@ -47,6 +49,8 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 const RECONCILE_LIMIT: Duration = Duration::from_secs(300);
 /// Between two looks at the certificates.
 const CERTIFICATES: Duration = Duration::from_secs(600);
+/// Between two questions to the node plugins.
+const INCIDENTS: Duration = Duration::from_secs(30);
 /// Between two tries to make certificates.
 const CERTIFICATES_RETRY: Duration = Duration::from_secs(10);
 
@@ -88,6 +92,7 @@ async fn lead(ctx: &Arc<Context>) {
         targets(ctx),
         restores(ctx),
         contents(ctx),
+        tell_incidents(ctx),
     );
 }
 
@@ -101,6 +106,16 @@ async fn certificates(ctx: &Arc<Context>) {
             }
         };
         tokio::time::sleep(wait).await;
+    }
+}
+
+async fn tell_incidents(ctx: &Arc<Context>) {
+    let mut told = BTreeSet::new();
+    loop {
+        if let Err(error) = incidents::publish(ctx, &mut told).await {
+            tracing::warn!(%error, "incidents of volumes");
+        }
+        tokio::time::sleep(INCIDENTS).await;
     }
 }
 

@@ -80,8 +80,8 @@ async fn ask(ctx: &Context, pod: Pod, target: &str, pool_id: &str) -> Option<Str
 }
 
 async fn has_loaded(ctx: &Context, pod: &Pod, target: &str, pool_id: &str) -> bool {
-    let Some(ip) = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()) else { return false };
-    match ctx.probe.pools(&address(ip, health_port(pod))).await {
+    let Some(address) = health_address(pod) else { return false };
+    match ctx.probe.pools(&address).await {
         Ok(pools) => pools
             .iter()
             .any(|pool| pool.kind == PoolKind::Target && pool.name == target && pool.id == pool_id),
@@ -92,6 +92,12 @@ async fn has_loaded(ctx: &Context, pod: &Pod, target: &str, pool_id: &str) -> bo
     }
 }
 
+/// Where a driver answers questions.
+pub fn health_address(pod: &Pod) -> Option<String> {
+    let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref())?;
+    Some(address(ip, health_port(pod)))
+}
+
 fn health_port(pod: &Pod) -> u16 {
     let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
     let mut ports = containers.iter().flat_map(|container| container.ports.iter().flatten());
@@ -99,10 +105,15 @@ fn health_port(pod: &Pod) -> u16 {
     named.and_then(|port| u16::try_from(port.container_port).ok()).unwrap_or(HEALTH_PORT)
 }
 
+/// The part of Holdfast that a pod is.
+pub fn component(pod: &Pod) -> Option<&str> {
+    pod.labels().get("app.kubernetes.io/component").map(String::as_str)
+}
+
 /// The node, which tells a person more than the pod's name does.
 fn driver_name(pod: &Pod) -> String {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    match pod.labels().get("app.kubernetes.io/component").map(String::as_str) {
+    match component(pod) {
         Some("node") => node.unwrap_or_else(|| pod.name_any()),
         _ => pod.name_any(),
     }

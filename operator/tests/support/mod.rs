@@ -16,7 +16,7 @@ use holdfast_api::jiff::Timestamp;
 use holdfast_operator::context::{Context, Settings};
 use holdfast_operator::metrics::Metrics;
 use holdfast_operator::pool_file::PoolFile;
-use holdfast_operator::probe::{LoadedPool, PoolKind, Probe, ProbeError};
+use holdfast_operator::probe::{Incident, LoadedPool, PoolKind, Probe, ProbeError};
 use holdfast_operator::store::{ArchiveStore, ArchivedPoint, Hydration, PoolSummary, StoreError};
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -101,9 +101,15 @@ impl ArchiveStore for FakeStore {
 #[derive(Default)]
 pub struct FakeProbe {
     loaded: Mutex<BTreeMap<String, Vec<LoadedPool>>>,
+    incidents: Mutex<BTreeMap<String, Vec<Incident>>>,
 }
 
 impl FakeProbe {
+    /// The driver at that address tells these incidents.
+    pub fn tell(&self, address: &str, incidents: Vec<Incident>) {
+        self.incidents.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), incidents);
+    }
+
     /// The driver at that address has loaded the target.
     pub fn load(&self, address: &str, target: &str) {
         let pool = LoadedPool { name: target.to_owned(), id: "7f3a9c1d".to_owned(), kind: PoolKind::Target };
@@ -117,6 +123,12 @@ impl Probe for FakeProbe {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = || ProbeError { url: address.to_owned(), why: "connection refused".to_owned() };
         loaded.get(address).cloned().ok_or_else(refused)
+    }
+
+    async fn incidents(&self, address: &str) -> Result<Vec<Incident>, ProbeError> {
+        let told = self.incidents.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = || ProbeError { url: address.to_owned(), why: "connection refused".to_owned() };
+        told.get(address).cloned().ok_or_else(refused)
     }
 
     async fn progress(&self, _: &str) -> Result<Progress, ProbeError> {
