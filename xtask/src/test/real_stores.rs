@@ -1,13 +1,12 @@
-//! The engine's tests of stores on real ones, and its refusal of unsound ones.
+//! The engine's tests of stores on real ones, its refusal of unsound ones, and a volume through a store's faults.
 
 use std::fs;
 
-use clap::ValueEnum;
 use holdfast_e2e::{
     Error, Result,
     process::Cmd,
     report,
-    stores::{S3rver, S3sFs, Store},
+    stores::{Ceph, S3rver, S3sFs, Store},
 };
 
 use crate::stores::Kind;
@@ -15,6 +14,7 @@ use crate::stores::Kind;
 use super::{
     Tally,
     code::{cargo, run_tests},
+    store_faults,
 };
 
 /// Directories of pool files, by which the engine's tests find the stores.
@@ -23,16 +23,15 @@ const UNSOUND: &str = "HOLDFAST_TEST_UNSOUND_STORES";
 
 /// Starts every store and runs the tests.
 pub(super) fn check() -> Result<Tally> {
-    let sound = Kind::value_variants().iter().map(|kind| kind.start()).collect::<Result<Vec<_>>>()?;
-    let unsound: [Box<dyn Store>; 2] = [
-        Box::new(report::step("start s3rver", S3rver::start)?),
-        Box::new(report::step("start s3s-fs", S3sFs::start)?),
-    ];
+    let mut ceph = report::step("start ceph", Ceph::start)?;
+    let (moto, azurite) = (Kind::Moto.start()?, Kind::Azurite.start()?);
+    let s3rver = report::step("start s3rver", S3rver::start)?;
+    let s3s_fs = report::step("start s3s-fs", S3sFs::start)?;
     let files = tempfile::tempdir()
         .map_err(|source| Error::System { what: "making a temporary directory", source })?;
-    let command = tests_on(SOUND, &sound, &files, cargo())?;
-    let command = tests_on(UNSOUND, &unsound, &files, command)?;
-    run_tests(command.args([
+    let command = tests_on(SOUND, &[&ceph, &*moto, &*azurite], &files, cargo())?;
+    let command = tests_on(UNSOUND, &[&s3rver, &s3s_fs], &files, command)?;
+    let mut tally = run_tests(command.args([
         "test",
         "--locked",
         "--quiet",
@@ -41,16 +40,14 @@ pub(super) fn check() -> Result<Tally> {
         "holdfast-engine",
         "--test",
         "stores",
-    ]))
+    ]))?;
+    drop((moto, azurite, s3rver, s3s_fs));
+    tally += store_faults::check(&mut ceph)?;
+    Ok(tally)
 }
 
 /// Writes a pool file for each store and tells the tests where they are.
-fn tests_on(
-    variable: &str,
-    stores: &[Box<dyn Store>],
-    files: &tempfile::TempDir,
-    command: Cmd,
-) -> Result<Cmd> {
+fn tests_on(variable: &str, stores: &[&dyn Store], files: &tempfile::TempDir, command: Cmd) -> Result<Cmd> {
     let directory = files.path().join(variable);
     let write = |path: &std::path::Path, text: &str| {
         fs::write(path, text).map_err(|source| Error::File { action: "write", path: path.into(), source })
