@@ -42,7 +42,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "chart", about: "chart and examples against Kubernetes' schemas", run: chart::check },
     Stage { name: "unit", about: "unit, property and simulation tests", run: code::unit },
     Stage { name: "sanity", about: "the conformance suite of CSI", run: conformance },
-    Stage { name: "stores", about: "engine and volumes on real object stores, with faults", run: real_stores::check },
+    Stage { name: "stores", about: "engine and volumes on real object stores", run: real_stores::check },
     Stage { name: "scenarios", about: "what users do, on a kind cluster", run: crate::e2e::all },
 ];
 
