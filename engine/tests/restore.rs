@@ -326,6 +326,16 @@ async fn the_controller_snapshots_a_detached_volume_and_leaves_an_open_one_to_it
 }
 
 #[tokio::test]
+async fn maintenance_that_nobody_ended_does_not_hold_up_a_deletion() {
+    let scene = Scene::new().await;
+    let id = scene.create("v", None).await;
+    let log = scene.host.log(&scene.pool, id, deadline()).await.unwrap();
+    publish(&log, "job", GrantMode::Maintenance, deadline()).await.unwrap();
+    scene.host.delete_volume(&scene.pool, id, deadline()).await.unwrap();
+    assert_eq!(scene.pool.volume_named("v", deadline()).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn hydration_lets_go_of_the_archive_and_not_of_a_parent_in_the_same_pool() {
     let scene = Scene::new().await;
     let id = scene.create("first", None).await;

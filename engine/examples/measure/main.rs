@@ -10,11 +10,12 @@ mod codec;
 mod open;
 mod scene;
 mod store;
+mod write;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "measure codec | put POOL-FILE COUNT | bulk POOL-FILE OBJECTS PARALLEL | open DIR EXTENTS | \
-                     archive DIR MIB";
+                     archive DIR MIB | write DIR MIB | write-sealed DIR MIB";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -26,6 +27,11 @@ async fn main() -> ExitCode {
         ["bulk", pool, objects, parallel] => store::bulk(pool, number(objects), number(parallel)).await,
         ["open", dir, extents] => open::measure(dir.as_ref(), number(extents)).await,
         ["archive", dir, mib] => archive::measure(dir.as_ref(), number(mib)).await,
+        ["write", dir, mib] => write::measure(dir.as_ref(), number(mib), None).await,
+        ["write-sealed", dir, mib] => {
+            let key = holdfast_engine::codec::UserKey::random(&*holdfast_engine::env::Env::system().entropy);
+            write::measure(dir.as_ref(), number(mib), Some(&key)).await
+        }
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::FAILURE;

@@ -86,4 +86,8 @@ impl DirtyBuffer for MemoryBuffer {
     fn free(&self, sequence: u64) {
         self.state().free(sequence);
     }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes as u64
+    }
 }

@@ -118,6 +118,9 @@ pub trait DirtyBuffer: Send + Sync + Debug {
     /// Frees all entries up to and including `sequence`.
     fn free(&self, sequence: u64);
 
+    /// Bytes that entries have room for, with what each takes besides its data.
+    fn capacity_bytes(&self) -> u64;
+
     /// Makes all entries up to `sequence` survive a loss of power of this machine. False if this buffer cannot do that,
     /// or not now: then only the log does.
     async fn persist(&self, _sequence: u64) -> bool {

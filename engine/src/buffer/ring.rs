@@ -282,6 +282,10 @@ impl DirtyBuffer for Ring {
     fn free(&self, sequence: u64) {
         self.free_to(&mut self.state(), sequence);
     }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.capacity()
+    }
 }
 
 /// The header in force.

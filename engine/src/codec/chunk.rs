@@ -171,6 +171,11 @@ impl Chunks {
         self.pending.len()
     }
 
+    /// The blocks of each.
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<u64>> {
+        self.pending.iter().map(|chunk| chunk.lba..chunk.lba + u64::from(chunk.blocks))
+    }
+
     /// Bytes of the segment that these chunks would be, with encryption.
     pub fn stored_bytes(&self) -> usize {
         stored_bytes(self.sessions.len(), self.pending.len(), self.payloads.len())
@@ -221,6 +226,12 @@ impl Chunks {
         }
         entries
     }
+}
+
+/// Bytes of a segment that surely hold so many chunks of one session, of so many bytes together, however they compress.
+pub fn segment_bytes_at_most(chunks: usize, data_bytes: usize) -> usize {
+    // As [`Chunks::push`] reckons: with room for one more session.
+    stored_bytes(2, chunks, data_bytes)
 }
 
 fn table_bytes(sessions: usize, chunks: usize) -> usize {

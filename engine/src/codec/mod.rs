@@ -30,7 +30,7 @@ mod seal;
 mod segment;
 mod wire;
 
-pub use chunk::{ChunkEntry, Chunks, decode_chunk, extents_of};
+pub use chunk::{ChunkEntry, Chunks, decode_chunk, extents_of, segment_bytes_at_most};
 pub use envelope::{ENVELOPE_BYTES, Envelope, Identity, ObjectKind};
 pub use error::{CodecError, ObjectName};
 pub use journal::{Frame, decode_frame, encode_frame, entry_bytes, frame_bytes};

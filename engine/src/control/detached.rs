@@ -228,7 +228,7 @@ impl Host {
         Ok(pool.unbind_volume_name(&json.name, volume, deadline).await?)
     }
 
-    /// Writes the maps that snapshots of a volume which no node holds still lack.
+    /// Ends what maintenance a volume is under which no node holds, and writes the maps that its snapshots still lack.
     async fn complete_snapshots(
         &self,
         pool: &Pool,
@@ -238,10 +238,13 @@ impl Host {
         let control = log.replay(&mut ControlOnly, deadline).await?.control;
         let held = control.grant.as_ref().is_some_and(|grant| grant.mode == GrantMode::ReadWrite)
             || !control.readers.is_empty();
-        if held || control.dead || are_complete(&control) {
+        if held || control.dead {
             return Ok(());
         }
         end_maintenance(log, &control, deadline).await?;
+        if are_complete(&control) {
+            return Ok(());
+        }
         let session = self.maintain(pool, log, deadline).await?;
         let written = session.volume.append(Vec::new(), true).await;
         session.end(deadline).await?;

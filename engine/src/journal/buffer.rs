@@ -120,6 +120,10 @@ impl DirtyBuffer for JournaledBuffer {
         }
     }
 
+    fn capacity_bytes(&self) -> u64 {
+        self.inner.capacity_bytes()
+    }
+
     async fn persist(&self, sequence: u64) -> bool {
         match self.journal() {
             Some(journal) => journal.persist(sequence).await,

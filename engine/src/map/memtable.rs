@@ -101,7 +101,7 @@ impl Memtable {
     }
 
     /// Forgets what is said about `range`.
-    fn clear(&mut self, range: Range<u64>) {
+    pub fn clear(&mut self, range: Range<u64>) {
         if let Some((&at, &packed)) = self.entries.range(..range.start).next_back() {
             let end = at + u64::from(packed.blocks());
             if end > range.start {

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::{Limits, Overlay};
+use super::Limits;
+use super::overlay::Overlay;
 use crate::codec::{self, Chunks, CodecError, EncodedSegment, Identity};
 use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, SessionId, VolumeId};
 use crate::log::{Log, LogError, Move, Op, Record};
-use crate::map::{self, Extent, PageSource, SegmentKind, SegmentRef};
+use crate::map::{self, Extent, Memtable, PageSource, SegmentKind, SegmentRef};
+
+/// Data that are compressed and sealed before others get a turn.
+const TURN_BYTES: usize = 1 << 20;
 
 /// A segment on its way to the store.
 #[derive(Debug)]
@@ -44,21 +48,13 @@ impl Batch {
         let inline = self.inline.as_ref().map_or(0, Chunks::stored_bytes) as u64;
         segments.map(|chunk| u64::from(chunk.stored_len)).sum::<u64>() + inline
     }
-
-    /// Both; `bulk` has no data for the record itself.
-    pub(super) fn with(mut self, bulk: Self) -> Self {
-        self.segments.extend(bulk.segments);
-        self.holes.extend(bulk.holes);
-        self.moved.extend(bulk.moved);
-        self.sources.extend(bulk.sources);
-        self
-    }
 }
 
-/// Encodes the mutations of `overlay`: up to `inline_bytes` of data for the record, more into segments.
-pub(super) fn encode(
+/// Encodes the mutations of `overlay`: up to `inline_bytes` of data for the record, more into segments. Others get a turn
+/// now and then meanwhile.
+pub(super) async fn encode(
     overlay: &Overlay,
-    (volume, session): (VolumeId, SessionId),
+    session: SessionId,
     limits: &Limits,
     log: &Log,
 ) -> Result<Batch, CodecError> {
@@ -67,12 +63,14 @@ pub(super) fn encode(
     let mut chunks = Chunks::new(limits.codec, session);
     let seal = |chunks: &Chunks| {
         let id = super::random_id(&log.env);
-        let identity = Identity { volume, id, session };
+        let identity = Identity { volume: log.volume, id, session };
         let EncodedSegment { bytes, chunks } = codec::encode_segment(identity, chunks, log.key.as_ref());
         Segment { id, body: bytes, chunks }
     };
+    let mut worked = 0;
     for window in windows(overlay, &mut batch.holes) {
-        let (mut lba, mut data) = (window.lba, window.data);
+        let (mut lba, mut data) = (window.lba, window.data());
+        worked += data.len();
         loop {
             let taken = chunks.push(lba, window.order, &data);
             data = data.split_off((taken * BLOCK_BYTES) as usize);
@@ -86,6 +84,10 @@ pub(super) fn encode(
         if chunks.stored_bytes() as u64 >= limits.segment_bytes && !inline {
             batch.segments.push(seal(&chunks));
             chunks = Chunks::new(limits.codec, session);
+        }
+        if worked >= TURN_BYTES {
+            worked = 0;
+            tokio::task::yield_now().await;
         }
     }
     if !chunks.is_empty() {
@@ -102,22 +104,26 @@ pub(super) fn encode(
 struct Window {
     lba: u64,
     order: u64,
-    data: Bytes,
+    blocks: u64,
+    /// One after the other.
+    pieces: Vec<Bytes>,
+}
+
+impl Window {
+    fn data(&self) -> Bytes {
+        match self.pieces.as_slice() {
+            [whole] => whole.clone(),
+            pieces => pieces.concat().into(),
+        }
+    }
 }
 
 /// The data of `overlay`, neighbours joined as far as a chunk reaches; its discards go to `holes`.
 fn windows(overlay: &Overlay, holes: &mut Vec<Extent>) -> Vec<Window> {
     let chunk = u64::from(CHUNK_BLOCKS_MAX);
-    let mut done = Vec::new();
-    let mut open: Option<(u64, u64, BytesMut)> = None;
-    let mut close = |open: &mut Option<(u64, u64, BytesMut)>| {
-        if let Some((lba, order, data)) = open.take() {
-            done.push(Window { lba, order, data: data.freeze() });
-        }
-    };
+    let mut windows: Vec<Window> = Vec::new();
     for run in overlay.iter() {
         let Some(data) = &run.data else {
-            close(&mut open);
             holes.extend(hole(run.lba, run.blocks));
             continue;
         };
@@ -126,23 +132,20 @@ fn windows(overlay: &Overlay, holes: &mut Vec<Extent>) -> Vec<Window> {
             let room = chunk - lba % chunk;
             let piece = rest.split_to(rest.len().min((room * BLOCK_BYTES) as usize));
             let blocks = piece.len() as u64 / BLOCK_BYTES;
-            match &mut open {
-                Some((start, order, joined))
-                    if *start + joined.len() as u64 / BLOCK_BYTES == lba && *start / chunk == lba / chunk =>
-                {
-                    joined.extend_from_slice(&piece);
-                    *order = (*order).max(run.order);
+            match windows.last_mut() {
+                Some(open) if open.lba + open.blocks == lba && open.lba / chunk == lba / chunk => {
+                    open.pieces.push(piece);
+                    open.blocks += blocks;
+                    open.order = open.order.max(run.order);
                 }
                 Some(_) | None => {
-                    close(&mut open);
-                    open = Some((lba, run.order, BytesMut::from(piece.as_ref())));
+                    windows.push(Window { lba, order: run.order, blocks, pieces: vec![piece] });
                 }
             }
             lba += blocks;
         }
     }
-    close(&mut open);
-    done
+    windows
 }
 
 /// A discard as map entries: one entry cannot name more than 2³² - 1 blocks.
@@ -154,14 +157,19 @@ pub(super) fn hole(lba: u64, blocks: u64) -> impl Iterator<Item = Extent> {
     })
 }
 
-/// The map entries of a batch's segments and discards, sorted.
-fn extents(batch: &Batch, volume: VolumeId, birth: RecordNumber) -> Vec<Extent> {
-    let segments = batch.segments.iter().flat_map(|Segment { id, chunks, .. }| {
-        codec::extents_of(chunks, SegmentRef { volume, birth, id: *id, kind: SegmentKind::Object })
-    });
-    let mut extents: Vec<Extent> = segments.chain(batch.holes.iter().copied()).collect();
-    extents.sort_by_key(|extent| extent.lba);
-    extents
+/// The map entries of the segments and discards of `batches`, sorted: newer batches over older ones, and over all of
+/// them the data that the record carries itself.
+fn extents(batches: &[Arc<Batch>], volume: VolumeId, birth: RecordNumber) -> Vec<Extent> {
+    let mut newest = Memtable::new();
+    for batch in batches {
+        for Segment { id, chunks, .. } in &batch.segments {
+            let segment = SegmentRef { volume, birth, id: *id, kind: SegmentKind::Object };
+            codec::extents_of(chunks, segment).into_iter().for_each(|extent| newest.insert(extent));
+        }
+        batch.holes.iter().for_each(|hole| newest.insert(*hole));
+        batch.inline.iter().flat_map(Chunks::ranges).for_each(|range| newest.clear(range));
+    }
+    newest.iter().collect()
 }
 
 /// The moves of a batch's copies. A copied chunk lies within one source: chunks are made from one source each.
@@ -180,25 +188,75 @@ fn moves(batch: &Batch, volume: VolumeId, birth: RecordNumber) -> Vec<Move> {
     moves
 }
 
-/// Encodes the record that makes `batch` visible and does `ops`. More entries than fit a record are put into pages
+/// Encodes the record that makes `batches` visible, of which the last may have data for the record itself, and does
+/// `ops`. More entries than fit a record are put into pages
 /// first; those of an attempt whose number was taken are garbage.
 pub(super) async fn encode_record(
     mut record: Record,
-    batch: &Batch,
+    batches: &[Arc<Batch>],
     ops: &[Op],
     log: &Log,
     pages: &Arc<dyn PageSource>,
 ) -> Result<codec::EncodedRecord, LogError> {
-    let extents = extents(batch, record.volume, record.number);
+    let extents = extents(batches, record.volume, record.number);
     if extents.len() > codec::RECORD_EXTENTS_MAX {
         record.ops.push(Op::WritePages { pages: map::write_pages(pages, extents).await? });
     } else if !extents.is_empty() {
         record.ops.push(Op::Write { extents });
     }
-    let moves = moves(batch, record.volume, record.number);
+    let moves: Vec<Move> =
+        batches.iter().flat_map(|batch| moves(batch, record.volume, record.number)).collect();
     if !moves.is_empty() {
         record.ops.push(Op::Relocate { moves });
     }
     record.ops.extend_from_slice(ops);
-    Ok(codec::encode_record(record, batch.inline.as_ref(), log.key.as_ref())?)
+    let inline = batches.last().and_then(|batch| batch.inline.as_ref());
+    Ok(codec::encode_record(record, inline, log.key.as_ref())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{ChunkEntry, Codec};
+
+    fn chunk(lba: u64, blocks: u8) -> ChunkEntry {
+        let (session, codec) = (ObjectId([9; 16]), Codec::Raw);
+        let stored_len = u32::from(blocks) * 4096 + 8;
+        ChunkEntry { lba, blocks, order: 1, session, codec, stored_offset: 0, stored_len }
+    }
+
+    /// A discard has no place of its own in the order of writing: it must not seem to hide what was written after it.
+    #[test]
+    fn one_record_says_of_each_block_what_was_done_to_it_last() {
+        let id = ObjectId([7; 16]);
+        let segment = |chunks| Segment { id, body: Bytes::new(), chunks };
+        let older = Batch {
+            segments: vec![segment(vec![chunk(100, 16)])],
+            holes: hole(0, 20).collect(),
+            ..Batch::default()
+        };
+        let newer = Batch {
+            segments: vec![segment(vec![chunk(4, 4)])],
+            holes: hole(104, 4).collect(),
+            ..Batch::default()
+        };
+        let mut inline = Chunks::new(Codec::Raw, ObjectId([9; 16]));
+        assert_eq!(inline.push(10, 3, &[1; 4096]), 1);
+        let tail = Batch { inline: Some(inline), ..Batch::default() };
+        let batches = [older, newer, tail].map(Arc::new);
+        let said: Vec<(u64, u32, bool)> = extents(&batches, VolumeId([1; 16]), RecordNumber(3))
+            .iter()
+            .map(|extent| (extent.lba, extent.blocks, extent.location.is_some()))
+            .collect();
+        let expected = [
+            (0, 4, false),
+            (4, 4, true),
+            (8, 2, false),
+            (11, 9, false),
+            (100, 4, true),
+            (104, 4, false),
+            (108, 8, true),
+        ];
+        assert_eq!(said, expected);
+    }
 }

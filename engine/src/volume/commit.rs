@@ -12,15 +12,14 @@ use tokio::time::Instant;
 
 use super::batch::{self, Batch};
 use super::checkpoint::Checkpointer;
-use super::{
-    Append, Appended, Cut, Limits, Over, Overlay, Request, Shared, VolumeError, random_id, sleep_until,
-};
+use super::unlogged::{Due, Taken};
+use super::{Append, Appended, Cut, Over, Request, Shared, VolumeError, random_id, sleep_until};
 use crate::codec;
 use crate::ids::{ObjectId, RecordNumber};
 use crate::log::{Control, Log, LogError, Op, Put, Record};
 use crate::map::{Map, PageSource};
 use crate::pool::layout;
-use crate::store::{Backoff, StoreError};
+use crate::store::Backoff;
 
 /// How often a busy owner looks whether the controller wants the volume back.
 const FENCE_LOOK: Duration = Duration::from_secs(1);
@@ -81,9 +80,13 @@ impl Committer {
     }
 
     async fn serve(&mut self, waiting: &mut Vec<Waiting>) -> Over {
-        let mut due: Option<Instant> = None;
         loop {
-            let wake = due.into_iter().chain(self.checkpointer.retry_at()).min();
+            let due = self.due();
+            let wake = match due {
+                Due::At(at) => Some(at),
+                Due::Never | Due::Now(_) => None,
+            };
+            let wake = wake.into_iter().chain(self.checkpointer.retry_at()).min();
             let request = tokio::select! {
                 biased;
                 over = self.shared.board.wait_over() => return over,
@@ -98,6 +101,7 @@ impl Committer {
                     // Every handle is gone: nobody can flush or close any more, as after a crash.
                     None => return Over::Closed,
                 },
+                () = std::future::ready(()), if matches!(due, Due::Now(_)) => None,
                 () = self.shared.bell.notified() => None,
                 () = sleep_until(wake) => None,
             };
@@ -107,10 +111,10 @@ impl Committer {
                     let _ = reply.send(self.cut());
                     Ok(())
                 }
-                None if self.commit_is_due(&mut due) => {
-                    self.commit(Vec::new(), Batch::default()).await.map(|_| ())
-                }
-                None => Ok(()),
+                None => match self.due() {
+                    Due::Now(target) => self.commit(target, Vec::new(), Batch::default()).await.map(|_| ()),
+                    Due::At(_) | Due::Never => Ok(()),
+                },
             };
             match outcome {
                 Ok(()) | Err(CommitError::Refused(_)) => {}
@@ -131,29 +135,16 @@ impl Committer {
             return Ok(());
         }
         if self.checkpointer.was_tried(self.next) {
-            self.commit(vec![Op::Noop], Batch::default()).await?;
+            let target = self.shared.unlogged().last();
+            self.commit(target, vec![Op::Noop], Batch::default()).await?;
         }
         let hydrated = self.shared.ownership().hydrated.clone();
         self.checkpointer.start(&self.map, &self.control, self.next, &hydrated);
         Ok(())
     }
 
-    /// Whether what has gathered is to be committed now; else notes in `due` when it will be.
-    fn commit_is_due(&self, due: &mut Option<Instant>) -> bool {
-        let now = Instant::now();
-        let committed = self.shared.board.now().committed;
-        let unlogged = self.shared.unlogged();
-        if unlogged.active.is_empty() && unlogged.sealed.is_empty() {
-            *due = None;
-            return false;
-        }
-        let due_at = *due.get_or_insert(now + self.shared.limits.age);
-        let full = unlogged.is_full(&self.shared.limits);
-        if unlogged.wanted > committed || full || due_at <= now {
-            *due = None;
-            return true;
-        }
-        false
+    fn due(&self) -> Due {
+        self.shared.unlogged().due(self.shared.buffer.capacity_bytes(), &self.shared.limits)
     }
 
     /// Everything that the session can reach, at one moment between two records.
@@ -172,14 +163,16 @@ impl Committer {
 
     async fn serve_append(&mut self, append: Append, waiting: &mut Vec<Waiting>) -> Result<(), CommitError> {
         let Append { ops, bulk, checkpoint, reply } = append;
-        match self.commit(ops, bulk).await {
-            Ok(appended) if checkpoint && self.checkpointer.covers() < appended.number => {
-                waiting.push(Waiting { appended, reply });
-                Ok(())
-            }
-            Ok(appended) => {
-                // Whoever asked may have gone; what was asked for is done all the same.
-                let _ = reply.send(Ok(appended));
+        let target = self.shared.unlogged().last();
+        match self.commit(target, ops, bulk).await {
+            Ok(number) => {
+                let appended = Appended { number, control: Arc::new(self.control.clone()) };
+                if checkpoint && self.checkpointer.covers() < number {
+                    waiting.push(Waiting { appended, reply });
+                } else {
+                    // Whoever asked may have gone; what was asked for is done all the same.
+                    let _ = reply.send(Ok(appended));
+                }
                 Ok(())
             }
             Err(CommitError::Refused(error)) => {
@@ -220,42 +213,60 @@ impl Committer {
         Ok(())
     }
 
-    /// Commits everything written so far, a bulk write that is uploaded, and `ops`, in one record. With nothing to say
-    /// it appends nothing.
-    async fn commit(&mut self, ops: Vec<Op>, bulk: Batch) -> Result<Appended, CommitError> {
+    /// Commits all mutations up to `target`, a bulk write that is uploaded, and `ops`, in one record. With nothing to say
+    /// it appends nothing, and answers the last record.
+    async fn commit(&mut self, target: u64, ops: Vec<Op>, bulk: Batch) -> Result<RecordNumber, CommitError> {
         self.check_ops(&ops)?;
-        let (sealed, last) = {
-            let mut unlogged = self.shared.unlogged();
-            if !unlogged.active.is_empty() {
-                let active = std::mem::take(&mut unlogged.active);
-                unlogged.sealed.push(Arc::new(active));
-            }
-            (unlogged.sealed.clone(), unlogged.last)
-        };
-        if sealed.is_empty() && ops.is_empty() && bulk.is_empty() {
-            let number = RecordNumber(self.next.0 - 1);
-            return Ok(Appended { number, control: Arc::new(self.control.clone()) });
-        }
         // What a record carries itself comes behind its ops, and nothing may come behind a Close.
         let inline_bytes = if ops.contains(&Op::Close) { 0 } else { self.shared.limits.inline_bytes };
-        let batch = self.store_data(&sealed, inline_bytes).await?.with(bulk);
-        let record = self.append_record(&batch, &ops, last).await?;
+        let mut taken = self.take(target, inline_bytes).await?;
+        if taken.is_empty() && ops.is_empty() && bulk.is_empty() {
+            return Ok(RecordNumber(self.next.0 - 1));
+        }
+        let mut batches = std::mem::take(&mut taken.batches);
+        batches.push(Arc::new(bulk));
+        if let Some(tail) = &taken.tail {
+            let broken = |reason: codec::CodecError| Over::Broken { reason: reason.to_string() };
+            let Shared { session, limits, log, .. } = &*self.shared;
+            let tail = batch::encode(tail, *session, limits, log).await.map_err(broken)?;
+            batches.push(Arc::new(tail));
+        }
+        let record = self.append_record(&batches, &ops, taken.last).await?;
         self.apply_to_map(&record).await?;
-        self.shared.unlogged().sealed.drain(..sealed.len());
+        self.shared.unlogged().logged(&taken);
         let mut ownership = self.shared.ownership();
-        batch.segments.iter().chain(&batch.moved).for_each(|segment| {
+        batches.iter().flat_map(|batch| batch.segments.iter().chain(&batch.moved)).for_each(|segment| {
             ownership.uploading.remove(&segment.id);
         });
         drop(ownership);
         self.shared.size_bytes.store(self.control.size_bytes, Ordering::Release);
-        self.shared.buffer.free(last);
-        self.shared.board.appended(batch.stored_bytes());
-        self.shared.board.committed(last);
-        Ok(Appended { number: record.number, control: Arc::new(self.control.clone()) })
+        self.shared.buffer.free(taken.last);
+        self.shared.board.appended(batches.iter().map(|batch| batch.stored_bytes()).sum());
+        self.shared.board.committed(taken.last);
+        Ok(record.number)
+    }
+
+    /// Waits until all mutations up to `target` have landed but what goes into the record.
+    async fn take(&self, target: u64, inline_bytes: u64) -> Result<Taken, Over> {
+        loop {
+            let taken = self.shared.unlogged().take(target, inline_bytes);
+            match taken {
+                Some(taken) => return Ok(taken),
+                None => self.shared.begin_uploads(),
+            }
+            tokio::select! {
+                biased;
+                over = self.shared.board.wait_over() => return Err(over),
+                () = self.shared.bell.notified() => {}
+            }
+        }
     }
 
     /// Refuses what would not be legal, or not fit a record, before any of it is begun.
     fn check_ops(&self, ops: &[Op]) -> Result<(), CommitError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
         let probe = Record {
             volume: self.log.volume,
             number: self.next,
@@ -273,43 +284,13 @@ impl Committer {
         codec::encode_record(probe, None, None).map(|_| ()).map_err(refused)
     }
 
-    /// Puts a batch into segments; leaves one of at most `inline_bytes` to the record.
-    async fn store_data(&mut self, sealed: &[Arc<Overlay>], inline_bytes: u64) -> Result<Batch, CommitError> {
-        let mut all = Overlay::default();
-        for layer in sealed {
-            layer.iter().for_each(|run| all.insert(run.clone()));
-        }
-        let shared = &self.shared;
-        let broken = |reason: codec::CodecError| Over::Broken { reason: reason.to_string() };
-        let identity = (self.log.volume, shared.session);
-        let limits = Limits { inline_bytes, ..shared.limits.clone() };
-        let mut batch = batch::encode(&all, identity, &limits, &self.log).map_err(broken)?;
-        shared.ownership().uploading.extend(batch.segments.iter().map(|segment| segment.id));
-        let uploads = batch.segments.iter().map(|segment| {
-            let key = layout::segment(self.log.volume, segment.id);
-            self.put_object(key, segment.body.clone())
-        });
-        futures::future::try_join_all(uploads).await?;
-        batch.segments.iter_mut().for_each(|segment| segment.body = bytes::Bytes::new());
-        Ok(batch)
-    }
-
-    /// Puts an object with a random id, as often as it takes.
-    async fn put_object(&self, key: String, body: bytes::Bytes) -> Result<(), Over> {
-        let mut backoff = Backoff::default();
-        loop {
-            let begun = Instant::now();
-            match self.log.store.put_if_absent(&key, body.clone()).await {
-                // The id is random, so what is there is ours: an earlier attempt whose reply was lost.
-                Ok(()) | Err(StoreError::AlreadyExists { .. }) => return Ok(()),
-                Err(error) => self.shared.board.failed(begun, Arc::new(error.into())),
-            }
-            self.pause(&mut backoff).await?;
-        }
-    }
-
-    /// Appends one record that makes `batch` visible and does `ops`.
-    async fn append_record(&mut self, batch: &Batch, ops: &[Op], last: u64) -> Result<Record, CommitError> {
+    /// Appends one record that makes `batches` visible and does `ops`.
+    async fn append_record(
+        &mut self,
+        batches: &[Arc<Batch>],
+        ops: &[Op],
+        last: u64,
+    ) -> Result<Record, CommitError> {
         loop {
             self.look_for_fence().await?;
             let id = random_id(&self.log.env);
@@ -324,7 +305,7 @@ impl Committer {
                 buffer_complete: last,
                 ops: Vec::new(),
             };
-            let codec::EncodedRecord { bytes, record } = self.encode(record, batch, ops).await?;
+            let codec::EncodedRecord { bytes, record } = self.encode(record, batches, ops).await?;
             match self.put(&record, bytes).await? {
                 Put::Done => {
                     self.control
@@ -340,16 +321,21 @@ impl Committer {
     }
 
     /// Encodes a record; only pages that have to be put first can make it wait.
-    async fn encode(&self, record: Record, batch: &Batch, ops: &[Op]) -> Result<codec::EncodedRecord, Over> {
+    async fn encode(
+        &self,
+        record: Record,
+        batches: &[Arc<Batch>],
+        ops: &[Op],
+    ) -> Result<codec::EncodedRecord, Over> {
         let mut backoff = Backoff::default();
         loop {
             let begun = Instant::now();
-            match batch::encode_record(record.clone(), batch, ops, &self.log, &self.pages).await {
+            match batch::encode_record(record.clone(), batches, ops, &self.log, &self.pages).await {
                 Ok(encoded) => return Ok(encoded),
                 Err(LogError::Codec(error)) => return Err(Over::Broken { reason: error.to_string() }),
                 Err(error) => self.shared.board.failed(begun, Arc::new(error)),
             }
-            self.pause(&mut backoff).await?;
+            self.shared.pause(&mut backoff).await?;
         }
     }
 
@@ -370,7 +356,7 @@ impl Committer {
                     | LogError::Deadline { .. }),
                 ) => {
                     self.shared.board.failed(begun, Arc::new(error));
-                    self.pause(&mut backoff).await?;
+                    self.shared.pause(&mut backoff).await?;
                 }
             }
         }
@@ -389,7 +375,7 @@ impl Committer {
                 Ok(newest) => break newest,
                 Err(error) => self.shared.board.failed(begun, Arc::new(error)),
             }
-            self.pause(&mut backoff).await?;
+            self.shared.pause(&mut backoff).await?;
         };
         if newest.is_some_and(|number| number > self.checkpointer.newest_known()) {
             return Err(Over::Superseded { number: found.number });
@@ -420,7 +406,7 @@ impl Committer {
                 Ok(()) => break,
                 Err(error) if error.may_pass() => {
                     self.shared.board.failed(begun, Arc::new(error.into()));
-                    self.pause(&mut backoff).await?;
+                    self.shared.pause(&mut backoff).await?;
                 }
                 // The record is in the log, and the map cannot follow: going on would serve what is not there.
                 Err(error) => return Err(Over::Broken { reason: error.to_string() }.into()),
@@ -430,14 +416,5 @@ impl Committer {
             self.checkpointer.snapshot_taken(crate::ids::SnapshotId(record.number.0), self.map.freeze());
         }
         Ok(())
-    }
-
-    /// A pause that the end of the session cuts short.
-    async fn pause(&self, backoff: &mut Backoff) -> Result<(), Over> {
-        tokio::select! {
-            biased;
-            over = self.shared.board.wait_over() => Err(over),
-            () = backoff.pause(&self.log.env) => Ok(()),
-        }
     }
 }

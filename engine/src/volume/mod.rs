@@ -1,23 +1,25 @@
 //! An open volume: one session that reads and writes.
 //!
 //! # Expected flow
-//! A write is copied to the dirty buffer and answered. The *committer* (one task) cuts what has gathered into batches,
-//! puts large ones into segments, in parallel, and then appends one record that makes all of a batch visible; a small
-//! batch travels inside its record. A flush waits for the record that covers it; flushes that come while a record is
-//! on its way share the next one. Reads look into the batches not yet in the log, then into the map, then fetch chunks.
+//! A write is copied to the dirty buffer and answered. What gathers is closed as a *layer* when a segment is full, and
+//! uploaded while more gathers and records are on their way. The *committer* (one task) appends records, one after the
+//! other: each makes visible the oldest layers that have landed, and what has gathered since, if that is little, travels
+//! inside it. Without anybody who waits, a record is due when the dirty buffer needs room, or after some seconds. A
+//! flush waits for the record that covers it; flushes that come while a record is on its way share the next one. Reads
+//! look into the layers not yet in the log, then into the map, then fetch chunks.
 //!
 //! # Guarantees
 //! - A flush is answered only when a record that took effect covers every write answered before it, or the dirty
 //!   buffer's journal ([`crate::journal`]) holds what no record covers.
 //! - Once a record of others has ended the session, nothing is acknowledged any more: all operations fail with
 //!   [`VolumeError::Over`].
-//! - Batches enter the log in the order of the writes.
+//! - Layers enter the log in the order of the writes, each as a whole.
 //!
 //! # Assumptions
 //! The dirty buffer is this process's alone (a successor waits for the old process's death).
 //!
 //! # Crash behaviour
-//! A crash leaves in the log a prefix of the batches, and in the dirty buffer every answered write that is not in it.
+//! A crash leaves in the log a prefix of the layers, and in the dirty buffer every answered write that is not in it.
 //! The next session under the same grant serves those from the start and commits them with its first batch, before
 //! anything newer. Segments that no record names are garbage for the collector.
 
@@ -34,6 +36,8 @@ mod outage;
 mod overlay;
 mod read;
 mod status;
+mod unlogged;
+mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,7 +45,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use batch::Batch;
@@ -53,10 +57,11 @@ pub use hydrate::{Hydration, hydrate};
 pub(crate) use open::MapSink;
 pub use open::{OpenError, OpenOptions};
 pub use outage::{Away, Outage};
-use overlay::{Dirty, Overlay};
+use overlay::Dirty;
 pub use read::{BlockReader, Blocks};
 use status::StatusBoard;
 pub use status::Work;
+use unlogged::Unlogged;
 
 use crate::buffer::{BufferError, DirtyBuffer, Mutation};
 use crate::codec::{self, Codec};
@@ -67,7 +72,7 @@ use crate::map::MapView;
 /// How long a single object's put is tried before who waits for it is told.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs of blocks that gather for one batch at most: as many as surely fit a record.
+/// Runs of blocks that gather in one layer at most: as many as surely fit a record.
 const RUNS_MAX: usize = codec::RECORD_EXTENTS_MAX / 4;
 
 /// Bounds and rhythms of an open volume.
@@ -75,7 +80,7 @@ const RUNS_MAX: usize = codec::RECORD_EXTENTS_MAX / 4;
 pub struct Limits {
     /// Bytes of data at which a segment is full.
     pub segment_bytes: u64,
-    /// A batch of at most this many bytes travels inside its record.
+    /// Data of at most this many bytes travel inside their record.
     pub inline_bytes: u64,
     /// How long an unflushed write stays out of the log.
     pub age: Duration,
@@ -133,19 +138,6 @@ pub struct Appended {
     pub control: Arc<Control>,
 }
 
-/// The writes that are not yet in the log.
-#[derive(Debug, Default)]
-struct Unlogged {
-    /// What gathers for the next batch.
-    active: Overlay,
-    /// Batches that are on their way, oldest first.
-    sealed: Vec<Arc<Overlay>>,
-    /// The number of the newest mutation.
-    last: u64,
-    /// The highest number that somebody waits for.
-    wanted: u64,
-}
-
 /// What the collector must leave alone, besides what the map names.
 #[derive(Debug, Default)]
 struct Ownership {
@@ -169,6 +161,8 @@ struct Shared {
     ownership: Mutex<Ownership>,
     /// Rings when the committer has something to do.
     bell: Notify,
+    /// A layer that is uploaded holds one.
+    uploads: Semaphore,
     board: StatusBoard,
     reader: BlockReader,
     /// Whether the stores that blocks are read from answer.
@@ -255,14 +249,7 @@ impl Volume {
     }
 
     async fn read_blocks(&self, from: u64, to: u64) -> Result<Bytes, VolumeError> {
-        let dirty: Vec<Dirty> = {
-            let unlogged = self.shared.unlogged();
-            let mut view = Overlay::default();
-            for layer in unlogged.sealed.iter().map(Arc::as_ref).chain([&unlogged.active]) {
-                layer.lookup(from, to).for_each(|run| view.insert(run));
-            }
-            view.iter().cloned().collect()
-        };
+        let dirty: Vec<Dirty> = self.shared.unlogged().view(from, to).iter().cloned().collect();
         if let [Dirty { lba, blocks, data: Some(data), .. }] = dirty.as_slice()
             && *lba == from
             && *blocks == to - from
@@ -337,24 +324,33 @@ impl Volume {
         let shared = &self.shared;
         loop {
             let committed = shared.board.now().committed;
-            {
+            let closed = {
                 let mut unlogged = shared.unlogged();
                 shared.board.check()?;
-                let room = unlogged.active.len() < RUNS_MAX;
+                let room = !unlogged.is_crowded();
                 match if room { shared.buffer.append(&mutation) } else { Err(BufferError::Full) } {
                     Ok(sequence) => {
-                        unlogged.record(sequence, &mutation);
-                        if unlogged.is_full(&shared.limits) || unlogged.active.len() == 1 {
+                        let closed = unlogged.record(sequence, &mutation, &shared.limits);
+                        if unlogged.is_news(&shared.limits) {
                             shared.bell.notify_one();
                         }
-                        return Ok(());
+                        Some(closed)
                     }
                     Err(BufferError::Full) => {
-                        unlogged.wanted = unlogged.last;
+                        unlogged.press();
                         shared.bell.notify_one();
+                        None
                     }
                     Err(reason) => return Err(VolumeError::Buffer { volume: shared.id, reason }),
                 }
+            };
+            match closed {
+                Some(true) => {
+                    shared.begin_uploads();
+                    return Ok(());
+                }
+                Some(false) => return Ok(()),
+                None => {}
             }
             shared.board.wait_beyond(committed).await?;
         }
@@ -363,7 +359,7 @@ impl Volume {
     /// Returns when every write answered so far is durable: in the dirty buffer's journal, if it has one that takes it,
     /// else in the store, as [`Self::drain`] makes it.
     pub async fn flush(&self) -> Result<(), VolumeError> {
-        let sequence = self.shared.unlogged().last;
+        let sequence = self.shared.unlogged().last();
         if self.shared.buffer.persist(sequence).await {
             return self.check();
         }
@@ -373,11 +369,7 @@ impl Volume {
     /// Returns when every write answered so far is in the store, in a record that took effect. Waits for a store that
     /// is away as long as [`Limits::outage`] says; what it then could not write stays, and is tried again.
     pub async fn drain(&self) -> Result<(), VolumeError> {
-        let sequence = {
-            let mut unlogged = self.shared.unlogged();
-            unlogged.wanted = unlogged.last;
-            unlogged.last
-        };
+        let sequence = self.shared.unlogged().want_all();
         if self.shared.board.now().committed >= sequence {
             return self.check();
         }
@@ -487,37 +479,12 @@ impl Volume {
 
     /// Bytes answered and not yet in the log.
     pub fn dirty_bytes(&self) -> u64 {
-        let unlogged = self.shared.unlogged();
-        unlogged.active.data_bytes() + unlogged.sealed.iter().map(|layer| layer.data_bytes()).sum::<u64>()
+        self.shared.unlogged().data_bytes()
     }
 
     /// How the blocks of this session are read, with the map as it is in the log.
     pub fn reader(&self) -> &BlockReader {
         &self.shared.reader
-    }
-}
-
-impl Unlogged {
-    /// Whether so much has gathered that it should be on its way.
-    fn is_full(&self, limits: &Limits) -> bool {
-        // What overwrites itself gathers slowly, but takes its room in the dirty buffer all the same.
-        self.active.data_bytes() >= limits.segment_bytes
-            || self.active.inserted_bytes() >= 2 * limits.segment_bytes
-            || self.active.len() >= RUNS_MAX
-    }
-
-    fn record(&mut self, sequence: u64, mutation: &Mutation) {
-        let (offset, len, data) = match mutation {
-            Mutation::Write { offset, data } => (*offset, data.len() as u64, Some(data.clone())),
-            Mutation::Discard { offset, len } => (*offset, *len, None),
-        };
-        self.active.insert(Dirty {
-            lba: offset / BLOCK_BYTES,
-            blocks: len / BLOCK_BYTES,
-            data,
-            order: sequence,
-        });
-        self.last = sequence;
     }
 }
 

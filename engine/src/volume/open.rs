@@ -10,14 +10,16 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpointer;
 use super::commit::Committer;
 use super::read::{BlockReader, Blocks};
 use super::status::StatusBoard;
-use super::{Fetcher, Limits, Outage, Shared, Unlogged, Volume, random_id};
+use super::unlogged::Unlogged;
+use super::upload::UPLOADS;
+use super::{Fetcher, Limits, Outage, Shared, Volume, random_id};
 use crate::buffer::{BufferError, DirtyBuffer};
 use crate::cache::ChunkCache;
 use crate::codec;
@@ -118,11 +120,11 @@ impl Volume {
         if dropped > 0 {
             tracing::warn!(volume = %log.volume, dropped, "writes of a grant that was taken back are dropped");
         }
-        let mut unlogged = Unlogged { last: committed, ..Unlogged::default() };
+        let mut unlogged = Unlogged::new(committed);
         for (sequence, mutation) in options.buffer.recover()? {
-            unlogged.record(sequence, &mutation);
+            unlogged.record(sequence, &mutation, &options.limits);
         }
-        unlogged.wanted = unlogged.last;
+        unlogged.want_all();
 
         let map = Arc::new(sink.map);
         let fetcher = Fetcher::new(options.lineage, options.cache, log.env.clone());
@@ -139,13 +141,14 @@ impl Volume {
             unlogged: Mutex::new(unlogged),
             ownership: Mutex::default(),
             bell: Notify::new(),
+            uploads: Semaphore::new(UPLOADS),
             board: StatusBoard::new(log.volume, committed, outage),
             reader: BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher),
             reads: Outage::new(log.volume, "reads", outage),
             closed: AtomicBool::new(false),
             whole: tokio::sync::RwLock::new(()),
         });
-        shared.bell.notify_one();
+        shared.begin_uploads();
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let committer = Committer {
             shared: Arc::clone(&shared),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::ids::BLOCK_BYTES;
+use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 
 /// A run of blocks as an overlay shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,12 @@ impl Dirty {
         self.lba + self.blocks
     }
 
+    /// How many chunks its data become at most.
+    pub fn chunks(&self) -> u64 {
+        let chunk = u64::from(CHUNK_BLOCKS_MAX);
+        if self.data.is_some() { self.end().div_ceil(chunk) - self.lba / chunk } else { 0 }
+    }
+
     /// The part inside `from..to`, which must overlap.
     fn slice(&self, from: u64, to: u64) -> Self {
         let (lba, end) = (self.lba.max(from), self.end().min(to));
@@ -38,6 +44,7 @@ impl Dirty {
 pub struct Overlay {
     runs: BTreeMap<u64, Dirty>,
     data_bytes: u64,
+    chunks: u64,
     inserted_bytes: u64,
 }
 
@@ -53,6 +60,7 @@ impl Overlay {
         for lba in hidden {
             if let Some(old) = self.runs.remove(&lba) {
                 self.data_bytes -= data_bytes(&old);
+                self.chunks -= old.chunks();
                 if old.lba < from {
                     self.place(old.slice(old.lba, from));
                 }
@@ -67,6 +75,7 @@ impl Overlay {
 
     fn place(&mut self, run: Dirty) {
         self.data_bytes += data_bytes(&run);
+        self.chunks += run.chunks();
         self.runs.insert(run.lba, run);
     }
 
@@ -84,6 +93,11 @@ impl Overlay {
     /// Bytes of data held.
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
+    }
+
+    /// How many chunks its data become at most: those of neighbours may join.
+    pub fn chunks(&self) -> u64 {
+        self.chunks
     }
 
     /// Bytes of data ever inserted, also of what was overwritten since.
@@ -149,6 +163,7 @@ mod tests {
             }
             let bytes = model.iter().flatten().filter(|order| !order.is_multiple_of(5)).count() as u64 * BLOCK_BYTES;
             prop_assert_eq!(overlay.data_bytes(), bytes);
+            prop_assert_eq!(overlay.chunks(), overlay.iter().map(Dirty::chunks).sum::<u64>());
         }
     }
 }

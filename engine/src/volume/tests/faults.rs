@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Refuse,
     /// Gets wait until it is over.
     Hold,
+    /// Puts wait until it is over.
+    HoldPuts,
     /// Nothing is done, and no reply arrives.
     Away,
 }
@@ -56,11 +58,11 @@ impl Trouble {
                 Ok(())
             }
             Kind::Mute | Kind::Away if self.meets(key) => Err(no_reply(key)),
-            Kind::Hold | Kind::Mute | Kind::Away | Kind::Refuse => Ok(()),
+            Kind::Hold | Kind::HoldPuts | Kind::Mute | Kind::Away | Kind::Refuse => Ok(()),
         }
     }
 
-    async fn was_met(&self) {
+    pub(super) async fn was_met(&self) {
         self.met.subscribe().wait_for(|met| *met > 0).await.unwrap();
     }
 }
@@ -81,7 +83,13 @@ impl Store for Trouble {
                 Err(no_reply(key))
             }
             Kind::Away if self.meets(key) => Err(no_reply(key)),
-            Kind::Hold | Kind::Mute | Kind::Away | Kind::Refuse => self.inner.put_if_absent(key, body).await,
+            Kind::HoldPuts if self.meets(key) => {
+                let _ = self.on.subscribe().wait_for(|on| !on).await;
+                self.inner.put_if_absent(key, body).await
+            }
+            Kind::Hold | Kind::HoldPuts | Kind::Mute | Kind::Away | Kind::Refuse => {
+                self.inner.put_if_absent(key, body).await
+            }
         }
     }
 
