@@ -16,7 +16,7 @@
 //! A file that had no name yet is gone with the process that wrote it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
-use super::{Listed, Store, StoreError};
+use super::{Listed, Store, StoreError, direct};
 
 /// How long after an object came into being its creator may still be syncing the directory.
 const FRESH: Duration = Duration::from_secs(60);
@@ -146,7 +146,7 @@ impl Root {
             OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
             mode,
         )?);
-        file.write_all(body)?;
+        direct::write(&mut file, body)?;
         file.sync_all()?;
         let linked = match link(&file, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -11,6 +11,7 @@
 
 mod config;
 mod connect;
+mod direct;
 mod directory;
 mod memory;
 mod remote;

@@ -1,0 +1,80 @@
+//! Writing large files past the page cache.
+//!
+//! What lands in a directory as a segment already lies in the page cache of the file system above the volume. Another
+//! copy below it would cost more of the processors' time than all else that is done for a segment, and push out what is
+//! read.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Write};
+
+use rustix::fs::{OFlags, fcntl_setfl};
+
+/// Smaller files go through the page cache, where they are joined with others on their way to the disk.
+const LARGE_BYTES: usize = 1 << 20;
+/// What is written at once. Each thread that writes keeps memory for so much.
+const PIECE_BYTES: usize = 2 << 20;
+/// Addresses and lengths are multiples of this, as the disks and file systems that we know ask for.
+const ALIGN: usize = 4096;
+
+thread_local! {
+    static PIECE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Writes `body` to `file`, which is new. It is on the disk only once the file is synced.
+pub(super) fn write(file: &mut File, body: &[u8]) -> io::Result<()> {
+    let mut rest = body;
+    if body.len() >= LARGE_BYTES && fcntl_setfl(&*file, OFlags::DIRECT).is_ok() {
+        let written = write_aligned(file, &mut rest);
+        fcntl_setfl(&*file, OFlags::empty())?;
+        match written {
+            // A disk or file system that asks for more than we know: what is left goes through the page cache.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            written => written?,
+        }
+    }
+    file.write_all(rest)
+}
+
+/// Writes whole blocks from the beginning of `rest`, and leaves what is less than one.
+fn write_aligned(file: &mut File, rest: &mut &[u8]) -> io::Result<()> {
+    PIECE.with_borrow_mut(|memory| {
+        memory.resize(PIECE_BYTES + ALIGN, 0);
+        let skip = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let aligned = &mut memory[skip..skip + PIECE_BYTES];
+        while rest.len() >= ALIGN {
+            let len = rest.len().min(PIECE_BYTES) / ALIGN * ALIGN;
+            aligned[..len].copy_from_slice(&rest[..len]);
+            let mut piece = &aligned[..len];
+            while !piece.is_empty() {
+                let written = file.write(piece)?;
+                if written == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                piece = &piece[written..];
+                *rest = &rest[written..];
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+
+    use super::*;
+
+    #[test]
+    fn files_of_all_lengths_are_what_was_written() {
+        let body: Vec<u8> = (0..PIECE_BYTES as u32 * 3).map(|n| (n % 251) as u8).collect();
+        for len in [0, 1, ALIGN, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1, PIECE_BYTES, body.len() - 17] {
+            let mut file = tempfile::tempfile().unwrap();
+            write(&mut file, &body[..len]).unwrap();
+            file.rewind().unwrap();
+            let mut found = Vec::new();
+            file.read_to_end(&mut found).unwrap();
+            assert!(found == body[..len], "{len} bytes");
+        }
+    }
+}
