@@ -39,6 +39,10 @@ impl Chance {
         self.among(0..1000) < per_mille
     }
 
+    pub fn fill_bytes(&self, bytes: &mut [u8]) {
+        self.rng().fill(bytes);
+    }
+
     /// A time in milliseconds, short ones as likely as long ones: the magnitude is chosen first.
     pub fn delay(&self, millis: Range<u64>) -> Duration {
         let (low, high) = ((millis.start.max(1) as f64).ln(), (millis.end as f64).ln());
@@ -49,7 +53,7 @@ impl Chance {
 
 impl Entropy for Chance {
     fn fill(&self, bytes: &mut [u8]) {
-        self.rng().fill(bytes);
+        self.fill_bytes(bytes);
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::buffer::{MemoryRegion, Ring};
+use holdfast_engine::buffer::{DirtyBuffer, MemoryRegion, Ring};
 use holdfast_engine::cache::{ChunkCache, MemoryCache};
 use holdfast_engine::codec::{Codec, DataKey, UserKey};
 use holdfast_engine::gc::{self, Rhythm};
 use holdfast_engine::host::Host;
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
+use holdfast_engine::journal::{JournaledBuffer, Owner, Patience};
 use holdfast_engine::lineage::{Lineage, Source};
 use holdfast_engine::log::{Log, Op};
 use holdfast_engine::map::{MapError, PageCache, VolumePages};
@@ -24,9 +25,12 @@ use tokio::time::{Instant, sleep};
 use crate::chance::{self, Chance};
 use crate::disk::LocalDisk;
 use crate::faults::Faults;
+use crate::journal::{JournalSpace, OpenJournalError, SessionBuffer};
+use crate::marks::{BLOCKS, bytes_of, differences, marks_in};
 use crate::memory::Mapped;
-use crate::model::{BLOCKS, Model, SessionRef, bytes_of, differences, marks_in};
+use crate::model::{Model, Opening, SessionRef};
 use crate::process::Process;
+use crate::session::InJournal;
 use crate::store::SimStore;
 use crate::world::{Bucket, World};
 
@@ -74,6 +78,43 @@ pub struct Opened {
     pub session: SessionRef,
     /// Where its Open lies in the log.
     pub at: RecordNumber,
+    buffer: Arc<SessionBuffer>,
+    process: Arc<Process>,
+}
+
+impl Opened {
+    /// Flushes, and says in `model` what is acknowledged, and by what.
+    pub async fn flush(&self, model: &Model) -> Result<(), VolumeError> {
+        let (writes, began) = (model.count(self.session), Instant::now());
+        let flushed = self.volume.flush().await;
+        self.process.live().await;
+        flushed?;
+        match self.buffer.journaled() {
+            true => model.journaled(self.session, writes, began),
+            false => model.stored(self.session, writes),
+        }
+        Ok(())
+    }
+
+    /// Puts everything into the store.
+    async fn drain(&self, model: &Model) -> Result<(), VolumeError> {
+        let writes = model.count(self.session);
+        let drained = self.volume.drain().await;
+        self.process.live().await;
+        drained.map(|()| model.stored(self.session, writes))
+    }
+
+    /// Lets flushes wait for the store from now on, or end in the journal again, if there is one.
+    fn change_durability(&self, chance: &Chance) -> Result<(), VolumeError> {
+        let buffer = &self.buffer.inner;
+        match chance.hits(300) {
+            true => buffer.leave(),
+            false => buffer
+                .join(None)
+                .map_err(|reason| VolumeError::Buffer { volume: self.volume.id(), reason })?,
+        }
+        Ok(())
+    }
 }
 
 /// A node, as one of its processes finds it.
@@ -85,6 +126,8 @@ pub struct Place {
     pub memory_number: usize,
     /// Where it keeps chunks; in memory only if it has no disk.
     pub disk: Option<Arc<LocalDisk>>,
+    /// Where the volume's journal lies, if its durability is that.
+    pub journal: Option<Arc<JournalSpace>>,
 }
 
 /// What a process brings to volumes, and the two places in the store.
@@ -161,6 +204,47 @@ impl Site {
         }
     }
 
+    /// The volume's dirty buffer on a node. `None` if the node's disk does not give back a journal that is there.
+    async fn buffer(
+        &self,
+        place: &Place,
+        grant: GrantId,
+        chance: &Chance,
+    ) -> Result<Option<SessionBuffer>, OpenError> {
+        let region = Mapped {
+            memory: Arc::clone(&place.memory),
+            process: Arc::clone(&place.process),
+            chance: chance.fork(),
+        };
+        let ring = Arc::new(Ring::open(Arc::new(region))?);
+        let Some(space) = &place.journal else {
+            return Ok(Some(SessionBuffer::new(JournaledBuffer::new(ring, None), None)));
+        };
+        let env = chance::env(&self.world.chance, self.world.start);
+        let owner = Owner { volume: self.volume, grant, key: self.key.clone(), env };
+        let patience = Patience { log: chance.delay(1_000..20_000), ..Patience::default() };
+        let name = &place.process.name;
+        match space.open(&place.process, &owner, patience, chance).await {
+            Ok(journal) => {
+                let lies = journal.as_ref().map(|_| InJournal { disk: space.number, patience: patience.log });
+                let buffer = JournaledBuffer::new(ring, journal);
+                if chance.hits(100) {
+                    // The volume's durability is remote by now, and what the journal has counts all the same.
+                    buffer.leave();
+                }
+                Ok(Some(SessionBuffer::new(buffer, lies)))
+            }
+            Err(OpenJournalError::Disk(error)) => {
+                self.world.note(format_args!("{name} cannot open the journal: {error}"));
+                Ok(None)
+            }
+            Err(OpenJournalError::Wrong(what)) => {
+                self.model.violation(format!("{name}: the journal: {what}"));
+                Ok(None)
+            }
+        }
+    }
+
     /// Opens the volume, and reads all of it. `None` if the session is over by then, or a later one was opened.
     pub async fn open(
         &self,
@@ -174,15 +258,12 @@ impl Site {
             Some(disk) => Arc::new(disk.open(&place.process, chance)),
             None => Arc::new(MemoryCache::new(64 << 10)),
         };
-        let region = Mapped {
-            memory: Arc::clone(&place.memory),
-            process: Arc::clone(&place.process),
-            chance: chance.fork(),
-        };
+        let Some(buffer) = self.buffer(place, grant, chance).await? else { return Ok(None) };
+        let buffer = Arc::new(buffer);
         let options = OpenOptions {
             grant,
             endpoint: String::new(),
-            buffer: Arc::new(Ring::open(Arc::new(region))?),
+            buffer: Arc::clone(&buffer) as Arc<dyn DirtyBuffer>,
             cache,
             pages,
             lineage,
@@ -213,8 +294,11 @@ impl Site {
                 return Ok(None);
             }
         };
-        let session = self.model.opened(name.clone(), opened, grant, place.memory_number, blocks);
-        Ok(session.map(|session| Opened { volume, session, at: opened }))
+        let (memory, journal) = (place.memory_number, buffer.journal);
+        let session =
+            self.model.opened(Opening { name: name.clone(), opened, grant, memory, journal, blocks });
+        let process = Arc::clone(&place.process);
+        Ok(session.map(|session| Opened { volume, session, at: opened, buffer, process }))
     }
 
     /// Whether a client goes on after an error. Errors that no failure of the store explains are violations.
@@ -274,7 +358,7 @@ pub async fn serve(site: Arc<Site>, place: Place, grant: GrantId) {
 async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
     let chance = site.world.chance.fork();
     let name = &place.process.name;
-    let Opened { volume, session, at } = match site.open(place, grant, &chance).await {
+    let opened = match site.open(place, grant, &chance).await {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
         Err(error) => {
@@ -285,7 +369,7 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
             return;
         }
     };
-    let client = Client { site, place, volume: &volume, session, at };
+    let client = Client { site, place, opened: &opened };
     let (writer, flusher) = (chance.fork(), chance.fork());
     let rhythm = Rhythm { bytes: chance.among(1..8) << 15, records: chance.among(2..24) };
     // Each ends when the session is over.
@@ -302,19 +386,17 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
 struct Client<'a> {
     site: &'a Site,
     place: &'a Place,
-    volume: &'a Volume,
-    session: SessionRef,
-    at: RecordNumber,
+    opened: &'a Opened,
 }
 
 impl Client<'_> {
     fn goes_on(&self, what: &str, error: &VolumeError) -> bool {
-        self.site.goes_on(self.name(), self.at, what, error)
+        self.site.goes_on(self.name(), self.opened.at, what, error)
     }
 
     /// Collects garbage.
     async fn collect(&self, rhythm: Rhythm) {
-        let over = gc::maintain(self.volume.clone(), rhythm).await;
+        let over = gc::maintain(self.volume().clone(), rhythm).await;
         self.place.process.live().await;
         self.goes_on("collect", &over);
     }
@@ -326,7 +408,7 @@ impl Client<'_> {
             return;
         }
         let (progress, seen) = watch::channel(Hydration::default());
-        let hydrated = hydrate(self.volume.clone(), foreign, 0, progress).await;
+        let hydrated = hydrate(self.volume().clone(), foreign, 0, progress).await;
         self.place.process.live().await;
         let seen = *seen.borrow();
         match hydrated {
@@ -335,6 +417,10 @@ impl Client<'_> {
                 self.goes_on("hydrate", &over);
             }
         }
+    }
+
+    fn volume(&self) -> &Volume {
+        &self.opened.volume
     }
 
     fn name(&self) -> &str {
@@ -347,29 +433,29 @@ impl Client<'_> {
 
     /// Writes, discards and reads, one after the other.
     async fn write(&self, chance: &Chance) {
-        while self.model().count(self.session) < WRITES {
+        while self.model().count(self.opened.session) < WRITES {
             let blocks = if chance.hits(100) { chance.among(10..60) } else { chance.among(1..6) };
             let from = chance.among(0..BLOCKS - blocks + 1);
             let range = from..from + blocks;
             let (offset, len) = (from * BLOCK_BYTES, blocks * BLOCK_BYTES);
             let (what, outcome) = match chance.among(0..10) {
                 0..6 => {
-                    let mark = self.model().begins(self.session, range.clone(), true);
-                    ("write", self.volume.write(offset, bytes_of(mark, range.clone())).await)
+                    let mark = self.model().begins(self.opened.session, range.clone(), true);
+                    ("write", self.volume().write(offset, bytes_of(mark, range.clone())).await)
                 }
                 6 => {
-                    self.model().begins(self.session, range.clone(), false);
-                    ("discard", self.volume.discard(offset, len).await)
+                    self.model().begins(self.opened.session, range.clone(), false);
+                    ("discard", self.volume().discard(offset, len).await)
                 }
                 _ => {
-                    let read = self.volume.read(offset, len).await;
+                    let read = self.volume().read(offset, len).await;
                     ("read", read.map(|bytes| self.check_read(range.clone(), &bytes)))
                 }
             };
             // The process may have died while it copied into its buffer: then nobody has the answer.
             self.place.process.live().await;
             match outcome {
-                Ok(()) => self.model().answered(self.session),
+                Ok(()) => self.model().answered(self.opened.session),
                 Err(error) => {
                     if !self.goes_on(what, &error) || what != "read" {
                         return;
@@ -384,7 +470,7 @@ impl Client<'_> {
     }
 
     fn check_read(&self, range: std::ops::Range<u64>, bytes: &[u8]) {
-        let expected = &self.model().expected(self.session)[range.start as usize..range.end as usize];
+        let expected = &self.model().expected(self.opened.session)[range.start as usize..range.end as usize];
         match marks_in(bytes, range.start) {
             Ok(found) if found == expected => {}
             Ok(found) => {
@@ -403,27 +489,24 @@ impl Client<'_> {
             let outcome = match chance.among(0..20) {
                 0..3 => {
                     let name = format!("{}.{number}", self.name());
-                    self.model().cut_begins(self.session, name.clone());
-                    let snapshot = self.volume.snapshot(&name, "").await;
+                    self.model().cut_begins(self.opened.session, name.clone());
+                    let snapshot = self.volume().snapshot(&name, "").await;
                     self.place.process.live().await;
                     snapshot.map(|id| {
-                        self.model().cut_taken(self.session, &name, id);
+                        self.model().cut_taken(self.opened.session, &name, id);
                         taken.push((id, name));
                     })
                 }
                 3..5 if !taken.is_empty() => {
                     let (snapshot, name) = taken.remove(chance.among(0..taken.len() as u64) as usize);
                     self.model().cut_deleted(&name);
-                    let deleted = self.volume.append(vec![Op::DeleteSnapshot { snapshot }], false).await;
+                    let deleted = self.volume().append(vec![Op::DeleteSnapshot { snapshot }], false).await;
                     self.site.world.note(format_args!("{name} is deleted: {}", deleted.is_ok()));
                     deleted.map(|_| ())
                 }
-                _ => {
-                    let writes = self.model().count(self.session);
-                    let flushed = self.volume.flush().await;
-                    self.place.process.live().await;
-                    flushed.map(|()| self.model().acknowledged(self.session, writes))
-                }
+                5 => self.opened.drain(self.model()).await,
+                6 => self.opened.change_durability(chance),
+                _ => self.opened.flush(self.model()).await,
             };
             match outcome {
                 Ok(()) => self.site.world.note(format_args!("{} is flushed", self.name())),

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::client::{Place, Visitor};
 use crate::estate::{Handled, Order, archive_cut, archive_name};
 use crate::garbage;
-use crate::model::{BLOCKS, marks_in};
+use crate::marks::{BLOCKS, marks_in};
 use crate::process::Process;
 use crate::scene::{Scene, cut, deadline, place, process, write};
 use crate::settle::read_all;

@@ -13,6 +13,7 @@ use crate::chance::Chance;
 use crate::client::{Place, Site, serve};
 use crate::disk::LocalDisk;
 use crate::estate::{Estate, Handled};
+use crate::journal::JournalSpace;
 use crate::memory;
 use crate::process::{Process, Trap};
 
@@ -27,6 +28,7 @@ struct Node {
     memory: Arc<MemoryRegion>,
     memory_number: usize,
     disk: Option<Arc<LocalDisk>>,
+    journal: Option<Arc<JournalSpace>>,
     process: Option<Arc<Process>>,
     grant: Option<GrantId>,
 }
@@ -40,7 +42,8 @@ pub struct Director {
     nodes: Vec<Node>,
     controllers: [Log; 2],
     lives: usize,
-    memories: usize,
+    /// Memories and disks that nodes have had.
+    numbers: usize,
 }
 
 fn deadline() -> Instant {
@@ -62,16 +65,19 @@ impl Director {
             .map(|name| site.log(&Arc::new(Process::new(format!("{name} of {}", site.name)))));
         // Some nodes of some runs have a disk.
         let disks = chance.hits(250);
-        let nodes = NODES.iter().enumerate().map(|(memory_number, name)| Node {
+        // Some volumes have journals.
+        let journals = chance.hits(350);
+        let nodes = NODES.iter().enumerate().map(|(number, name)| Node {
             name,
             memory: memory::fresh(),
-            memory_number,
+            memory_number: number,
             disk: (disks && chance.hits(700)).then(LocalDisk::fresh),
+            journal: journals.then(|| JournalSpace::fresh(number, &chance)),
             process: None,
             grant: None,
         });
         let nodes = nodes.collect();
-        Self { estate, site, chance, nodes, controllers, lives: 0, memories: NODES.len() }
+        Self { estate, site, chance, nodes, controllers, lives: 0, numbers: NODES.len() }
     }
 
     /// Lets so many things happen.
@@ -155,29 +161,58 @@ impl Director {
         self.attached(node, here_outcome);
     }
 
-    /// The node goes down, and what was in its memory is gone.
+    /// A number for a memory or a disk that a node has from now on.
+    fn next_number(&mut self) -> usize {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// The node goes down, and what was in its memory is gone. It may come back without its disk.
     fn lose_power(&mut self, node: usize) {
         if let Some(process) = &self.nodes[node].process {
             process.kill();
         }
         self.nodes[node].memory = memory::fresh();
-        self.nodes[node].memory_number = self.memories;
-        self.memories += 1;
+        self.nodes[node].memory_number = self.next_number();
         if let Some(disk) = &self.nodes[node].disk {
             disk.lose_power(&self.chance);
+        }
+        if let Some(journal) = &self.nodes[node].journal {
+            match self.chance.hits(150) {
+                true => self.lose_journal(node),
+                false => journal.lose_power(&self.chance),
+            }
         }
         self.restart(node);
     }
 
-    fn fail_disk(&self, node: usize) {
+    /// The node's disk is replaced while no process has it open.
+    fn lose_journal(&mut self, node: usize) {
+        let number = self.next_number();
+        self.note(format_args!("{} has lost its disk", self.nodes[node].name));
+        self.nodes[node].journal = Some(JournalSpace::fresh(number, &self.chance));
+    }
+
+    fn fail_disk(&mut self, node: usize) {
         if let Some(disk) = &self.nodes[node].disk {
             disk.fail(&self.chance);
+        }
+        match &self.nodes[node].journal {
+            Some(journal) if self.chance.hits(700) => journal.fail(&self.chance),
+            Some(_) => {
+                if let Some(process) = &self.nodes[node].process {
+                    process.kill();
+                }
+                self.lose_journal(node);
+                self.restart(node);
+            }
+            None => {}
         }
     }
 
     /// The node's process dies, and another one begins under the grant that the node knows.
     fn restart(&mut self, node: usize) {
-        let Node { name, memory, memory_number, disk, process, grant } = &mut self.nodes[node];
+        let Node { name, memory, memory_number, disk, journal, process, grant } = &mut self.nodes[node];
         if let Some(process) = process {
             process.kill();
         }
@@ -194,6 +229,7 @@ impl Director {
             memory: Arc::clone(memory),
             memory_number: *memory_number,
             disk: disk.clone(),
+            journal: journal.clone(),
         };
         tokio::spawn(serve(Arc::clone(&self.site), place, grant));
     }

@@ -1,23 +1,20 @@
 //! What a volume may show: a plain list of blocks, and which writes were answered and acknowledged.
 //!
 //! A block holds a *mark*: the number of the write that it comes from (0: zeros). Within a session, writes enter the log
-//! in order, so whatever becomes of the session, what is left of it is a *prefix* of its writes: at least all that were
-//! acknowledged (or answered, where the dirty buffer survives under the same grant), at most all that were begun. A
-//! session that takes over such a buffer goes on where its predecessor was: it shows those writes before they are in the
-//! log, and they may still get lost like any that nobody has flushed.
+//! in order, so whatever becomes of the session, what is left of it is a *prefix* of its writes: at least those that it
+//! has promised ([`crate::session`]), at most all that were begun. A session that takes over the buffer or the journal of
+//! another goes on where its predecessor was: it shows those writes before they are in the log, and they may still get
+//! lost like any that are not in the store.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use holdfast_engine::ids::{BLOCK_BYTES, GrantId, Handle, RecordNumber, SnapshotId};
+use holdfast_engine::ids::{GrantId, Handle, RecordNumber, SnapshotId};
+use tokio::time::Instant;
 
-/// The volume's size in blocks.
-pub const BLOCKS: u64 = 96;
-
-/// The marks of all blocks.
-pub type Blocks = Vec<u64>;
+use crate::marks::{Blocks, differences};
+use crate::session::{InJournal, Remains, Session};
 
 /// Everything known about one volume. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -56,42 +53,6 @@ struct Grant {
     revoked: bool,
 }
 
-#[derive(Debug)]
-struct Session {
-    name: String,
-    /// Where its Open lies in the log.
-    opened: RecordNumber,
-    grant: GrantId,
-    /// Which memory its dirty buffer lies in.
-    memory: usize,
-    /// What there was before its writes.
-    base: Blocks,
-    /// Its writes, behind those that it took over.
-    writes: Vec<(std::ops::Range<u64>, u64)>,
-    answered: usize,
-    acknowledged: usize,
-    /// How many of its writes a later opener has found.
-    left: Option<usize>,
-    /// How many were answered when its grant had been taken back.
-    fenced: Option<usize>,
-}
-
-impl Session {
-    /// The blocks after so many of its writes.
-    fn after(&self, writes: usize) -> Blocks {
-        let mut blocks = self.base.clone();
-        for (range, mark) in &self.writes[..writes] {
-            blocks[range.start as usize..range.end as usize].fill(*mark);
-        }
-        blocks
-    }
-
-    /// The largest prefix of its writes, of those that `allowed` says, that yields `blocks`.
-    fn prefix(&self, allowed: std::ops::RangeInclusive<usize>, blocks: &[u64]) -> Option<usize> {
-        allowed.rev().find(|writes| self.after(*writes) == blocks)
-    }
-}
-
 /// A snapshot that was asked for.
 #[derive(Debug)]
 struct Cut {
@@ -119,6 +80,20 @@ pub struct Point {
     pub handle: Option<Handle>,
     /// Whether somebody has asked to remove it.
     pub removed: bool,
+}
+
+/// Somebody who has opened the volume.
+#[derive(Debug)]
+pub struct Opening {
+    pub name: String,
+    /// Where its Open lies in the log.
+    pub opened: RecordNumber,
+    pub grant: GrantId,
+    /// Which memory its dirty buffer lies in.
+    pub memory: usize,
+    pub journal: Option<InJournal>,
+    /// What it saw.
+    pub blocks: Blocks,
 }
 
 /// A session, as its clients name it.
@@ -171,7 +146,7 @@ impl Model {
         })
     }
 
-    /// These grants were taken back: from now on nothing new is acknowledged under them.
+    /// These grants were taken back: from now on nothing new gets into the store under them.
     pub fn revoked(&self, grants: &[GrantId]) {
         self.with(|state| {
             for grant in grants {
@@ -190,54 +165,54 @@ impl Model {
 
     /// A session was opened and saw `blocks`. `None` if a later session is known already: this one is superseded and
     /// only does not know it yet.
-    pub fn opened(
-        &self,
-        name: String,
-        opened: RecordNumber,
-        grant: GrantId,
-        memory: usize,
-        blocks: Blocks,
-    ) -> Option<SessionRef> {
+    pub fn opened(&self, opening: Opening) -> Option<SessionRef> {
         self.with(|state| {
+            let Opening { name, opened, grant, memory, journal, blocks } = opening;
             if state.sessions.last().is_some_and(|last| last.opened >= opened) {
                 return None;
             }
-            let mut taken_over = None;
+            let mut successor = None;
             match state.sessions.last_mut() {
                 Some(last) => {
-                    let kept = last.grant == grant && last.memory == memory;
-                    let floor = if kept { last.answered } else { last.acknowledged };
-                    last.left = last.prefix(floor..=last.writes.len(), &blocks);
-                    if last.left.is_none() {
-                        let what = differences(&last.after(last.answered), &blocks);
-                        let violation = format!(
-                            "{name} (open {opened}) does not find what {} (open {}) left: {} writes begun, {} answered, {} acknowledged, buffer {}: {what}",
-                            last.name, last.opened, last.writes.len(), last.answered, last.acknowledged,
-                            if kept { "kept" } else { "gone" },
-                        );
-                        self.common.violation(violation);
+                    let remains = last.remains(grant, memory, journal);
+                    last.left = last.prefix(last.floor(remains)..=last.writes.len(), &blocks);
+                    match last.left {
+                        Some(left) if remains != Remains::Store => {
+                            successor = Some(last.successor(name.clone(), opened, memory, left, journal));
+                        }
+                        Some(_) => {}
+                        None => {
+                            let what = differences(&last.after(last.answered), &blocks);
+                            let violation = format!(
+                                "{name} (open {opened}) does not find what {} (open {}) left: {} writes begun, {} \
+                                 answered, {} acknowledged, {} stored, and there is its {remains:?}: {what}",
+                                last.name, last.opened, last.writes.len(), last.answered, last.acknowledged, last.stored,
+                            );
+                            self.common.violation(violation);
+                        }
                     }
-                    taken_over = last.left.filter(|_| kept).map(|left| {
-                        (last.base.clone(), last.writes[..left].to_vec(), last.acknowledged)
-                    });
                 }
                 None => self.check_first(&name, &blocks),
             }
-            let (base, writes, acknowledged) = taken_over.unwrap_or((blocks, Vec::new(), 0));
-            let revoked = state.grants.get(&grant).is_some_and(|grant| grant.revoked);
-            let fenced = revoked.then_some(writes.len());
-            let session = Session {
+            let mut session = successor.unwrap_or_else(|| Session {
                 name,
                 opened,
                 grant,
                 memory,
-                base,
-                answered: writes.len(),
-                writes,
-                acknowledged,
+                journal,
+                base: blocks,
+                writes: Vec::new(),
+                answered: 0,
+                acknowledged: 0,
+                stored: 0,
+                framed: Vec::new(),
+                in_frames: 0,
                 left: None,
-                fenced,
-            };
+                fenced: None,
+            });
+            if state.grants.get(&grant).is_some_and(|grant| grant.revoked) {
+                session.fenced = Some(session.answered);
+            }
             state.sessions.push(session);
             Some(SessionRef(state.sessions.len() - 1))
         })
@@ -265,26 +240,16 @@ impl Model {
         self.with(|state| state.sessions[session.0].answered)
     }
 
-    /// A flush that began after so many answered writes was acknowledged.
-    pub fn acknowledged(&self, session: SessionRef, writes: usize) {
-        self.with(|state| {
-            let session = &mut state.sessions[session.0];
-            session.acknowledged = session.acknowledged.max(writes);
-            if let Some(left) = session.left.filter(|left| *left < writes) {
-                let violation = format!(
-                    "{} acknowledged {writes} writes after a later session had found {left} of them",
-                    session.name
-                );
-                self.common.violation(violation);
-            }
-            if let Some(answered) = session.fenced.filter(|answered| *answered < writes) {
-                let violation = format!(
-                    "{} acknowledged {writes} writes, {answered} of them answered before its grant was taken back",
-                    session.name
-                );
-                self.common.violation(violation);
-            }
-        });
+    /// So many writes were acknowledged, and are in the store.
+    pub fn stored(&self, session: SessionRef, writes: usize) {
+        let told = self.with(|state| state.sessions[session.0].in_store(writes));
+        told.unwrap_or_else(|violation| self.violation(violation));
+    }
+
+    /// So many writes were acknowledged to a flush that began at `began`, and are in the journal if not in the store.
+    pub fn journaled(&self, session: SessionRef, writes: usize, began: Instant) {
+        let told = self.with(|state| state.sessions[session.0].in_journal(writes, began));
+        told.unwrap_or_else(|violation| self.violation(violation));
     }
 
     /// What a session reads, while none of its writes is under way.
@@ -320,7 +285,7 @@ impl Model {
             cut.id = Some(id);
             cut.at_least
         });
-        self.acknowledged(session, at_least);
+        self.stored(session, at_least);
     }
 
     /// Somebody asks to delete it.
@@ -388,41 +353,4 @@ impl Model {
             }
         });
     }
-}
-
-/// The first blocks that differ.
-pub fn differences(expected: &[u64], found: &[u64]) -> String {
-    let differing = expected.iter().zip(found).enumerate().filter(|(_, (expected, found))| expected != found);
-    let some: Vec<_> = differing
-        .take(8)
-        .map(|(block, (expected, found))| format!("block {block}: expected {expected}, found {found}"))
-        .collect();
-    some.join("; ")
-}
-
-/// The bytes of `blocks` blocks from `from` on that carry `mark`.
-pub fn bytes_of(mark: u64, range: std::ops::Range<u64>) -> Bytes {
-    let words = |block: u64| (mark << 16 | block).to_le_bytes().repeat(BLOCK_BYTES as usize / 8);
-    range.flat_map(words).collect()
-}
-
-/// The marks in `bytes`, which begin at block `from`; an error if a block is none that was ever written there.
-pub fn marks_in(bytes: &[u8], from: u64) -> Result<Blocks, String> {
-    let blocks = bytes.chunks_exact(BLOCK_BYTES as usize);
-    (from..)
-        .zip(blocks)
-        .map(|(block, bytes)| {
-            let mut first = [0; 8];
-            first.copy_from_slice(&bytes[..8]);
-            let word = u64::from_le_bytes(first);
-            if bytes.chunks_exact(8).any(|word| word != first) {
-                return Err(format!("block {block} is torn"));
-            }
-            match (word >> 16, word & 0xffff) {
-                (0, 0) => Ok(0),
-                (mark, at) if at == block => Ok(mark),
-                (mark, at) => Err(format!("block {block} holds block {at} of write {mark}")),
-            }
-        })
-        .collect()
 }

@@ -13,8 +13,9 @@ use crate::chance::Chance;
 use crate::client::{Keys, Opened, Place, Site, Visitor};
 use crate::director::detach;
 use crate::faults::Faults;
+use crate::marks::bytes_of;
 use crate::memory;
-use crate::model::{Model, bytes_of};
+use crate::model::Model;
 use crate::process::Process;
 use crate::run::found;
 use crate::world::World;
@@ -69,7 +70,7 @@ pub fn process(name: &str) -> Arc<Process> {
 }
 
 pub fn place(process: &Arc<Process>, memory_number: usize) -> Place {
-    Place { process: Arc::clone(process), memory: memory::fresh(), memory_number, disk: None }
+    Place { process: Arc::clone(process), memory: memory::fresh(), memory_number, disk: None, journal: None }
 }
 
 /// Writes a block, or discards it, and flushes.
@@ -81,10 +82,7 @@ pub async fn write(site: &Site, opened: &Opened, block: u64, data: bool) -> Resu
         false => opened.volume.discard(offset, BLOCK_BYTES).await?,
     }
     site.model.answered(opened.session);
-    let writes = site.model.count(opened.session);
-    opened.volume.flush().await?;
-    site.model.acknowledged(opened.session, writes);
-    Ok(())
+    opened.flush(&site.model).await
 }
 
 /// Takes a snapshot.

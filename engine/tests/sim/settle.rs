@@ -21,8 +21,8 @@ use crate::director::{Director, detach};
 use crate::estate::{Estate, archive_cut, archive_name};
 use crate::faults::Faults;
 use crate::garbage;
+use crate::marks::{BLOCKS, Blocks, marks_in};
 use crate::memory;
-use crate::model::{BLOCKS, Blocks, marks_in};
 use crate::process::Process;
 use crate::world::Bucket;
 
@@ -130,8 +130,13 @@ impl End<'_> {
         let grant = publish(&log, &name, GrantMode::ReadWrite, deadline()).await.map_err(at("publish"))?;
         site.model.granted(grant, &name);
         let memory_number = usize::MAX - self.witnesses;
-        let place =
-            Place { process: Arc::clone(&process), memory: memory::fresh(), memory_number, disk: None };
+        let place = Place {
+            process: Arc::clone(&process),
+            memory: memory::fresh(),
+            memory_number,
+            disk: None,
+            journal: None,
+        };
         let opened = site.open(&place, grant, &site.world.chance).await.map_err(at("open"))?;
         let Some(Opened { volume, .. }) = opened else {
             return Err("somebody has opened the volume who must not".into());
