@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn files_of_all_lengths_are_what_was_written() {
         let body: Vec<u8> = (0..PIECE_BYTES as u32 * 3).map(|n| (n % 251) as u8).collect();
-        for len in [0, 1, ALIGN, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1, PIECE_BYTES, body.len() - 17] {
+        for len in [0, 1, ALIGN, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1, PIECE_BYTES, body.len() - 17]
+        {
             let mut file = tempfile::tempfile().unwrap();
             write(&mut file, &body[..len]).unwrap();
             file.rewind().unwrap();

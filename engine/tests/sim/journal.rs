@@ -258,6 +258,10 @@ impl DirtyBuffer for SessionBuffer {
         self.inner.free(sequence);
     }
 
+    fn capacity_bytes(&self) -> u64 {
+        self.inner.capacity_bytes()
+    }
+
     async fn persist(&self, sequence: u64) -> bool {
         let journaled = self.inner.persist(sequence).await;
         self.journaled.store(journaled, Ordering::Relaxed);
