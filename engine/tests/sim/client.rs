@@ -10,7 +10,7 @@ use holdfast_engine::codec::{Codec, DataKey, UserKey};
 use holdfast_engine::gc::{self, Rhythm};
 use holdfast_engine::host::Host;
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
-use holdfast_engine::journal::{JournaledBuffer, Owner, Patience};
+use holdfast_engine::journal::{Journal, JournaledBuffer, Owner, Patience};
 use holdfast_engine::lineage::{Lineage, Source};
 use holdfast_engine::log::{Log, Op};
 use holdfast_engine::map::{MapError, PageCache, VolumePages};
@@ -104,14 +104,15 @@ impl Opened {
         drained.map(|()| model.stored(self.session, writes))
     }
 
-    /// Lets flushes wait for the store from now on, or end in the journal again, if there is one.
-    fn change_durability(&self, chance: &Chance) -> Result<(), VolumeError> {
-        let buffer = &self.buffer.inner;
-        match chance.hits(300) {
-            true => buffer.leave(),
-            false => buffer
-                .join(None)
-                .map_err(|reason| VolumeError::Buffer { volume: self.volume.id(), reason })?,
+    /// Closes the volume. Everything is in the store then, and nothing waits in the journal.
+    pub async fn close(&self, model: &Model) -> Result<(), VolumeError> {
+        let writes = model.count(self.session);
+        self.volume.close().await?;
+        model.stored(self.session, writes);
+        if let Some(waiting) = self.buffer.inner.journal().map(|journal| journal.waiting())
+            && waiting.entries > 0
+        {
+            model.violation(format!("{} is closed, and its journal has {waiting:?}", self.process.name));
         }
         Ok(())
     }
@@ -204,7 +205,30 @@ impl Site {
         }
     }
 
-    /// The volume's dirty buffer on a node. `None` if the node's disk does not give back a journal that is there.
+    /// The journal of the volume on a node. `None` if the disk does not let one be made, and an error if it does not give
+    /// back one that is there.
+    async fn journal(
+        &self,
+        place: &Place,
+        space: &Arc<JournalSpace>,
+        grant: GrantId,
+        chance: &Chance,
+    ) -> Result<Option<(Journal, InJournal)>, OpenJournalError> {
+        let env = chance::env(&self.world.chance, self.world.start);
+        let owner = Owner { volume: self.volume, grant, key: self.key.clone(), env };
+        let patience = Patience { log: chance.delay(1_000..20_000), ..Patience::default() };
+        let opened = space.open(&place.process, &owner, patience, chance).await;
+        if let Err(error) = &opened {
+            self.world.note(format_args!("{} cannot open the journal: {error:?}", place.process.name));
+        }
+        if let Err(OpenJournalError::Wrong(what)) = &opened {
+            self.model.violation(format!("{}: the journal: {what}", place.process.name));
+        }
+        let lies = InJournal { disk: space.number, patience: patience.log };
+        Ok(opened?.map(|journal| (journal, lies)))
+    }
+
+    /// The volume's dirty buffer on a node. `None` if the node does not give back a journal that is there.
     async fn buffer(
         &self,
         place: &Place,
@@ -217,32 +241,22 @@ impl Site {
             chance: chance.fork(),
         };
         let ring = Arc::new(Ring::open(Arc::new(region))?);
-        let Some(space) = &place.journal else {
-            return Ok(Some(SessionBuffer::new(JournaledBuffer::new(ring, None), None)));
-        };
-        let env = chance::env(&self.world.chance, self.world.start);
-        let owner = Owner { volume: self.volume, grant, key: self.key.clone(), env };
-        let patience = Patience { log: chance.delay(1_000..20_000), ..Patience::default() };
-        let name = &place.process.name;
-        match space.open(&place.process, &owner, patience, chance).await {
-            Ok(journal) => {
-                let lies = journal.as_ref().map(|_| InJournal { disk: space.number, patience: patience.log });
-                let buffer = JournaledBuffer::new(ring, journal);
-                if chance.hits(100) {
-                    // The volume's durability is remote by now, and what the journal has counts all the same.
-                    buffer.leave();
+        // Now and then the volume's durability is remote at first; what a journal has counts all the same.
+        let remote = chance.hits(150);
+        let (journal, lies) = match &place.journal {
+            Some(space) if space.is_there() || !remote => {
+                match self.journal(place, space, grant, chance).await {
+                    Ok(journal) => journal.unzip(),
+                    Err(_) => return Ok(None),
                 }
-                Ok(Some(SessionBuffer::new(buffer, lies)))
             }
-            Err(OpenJournalError::Disk(error)) => {
-                self.world.note(format_args!("{name} cannot open the journal: {error}"));
-                Ok(None)
-            }
-            Err(OpenJournalError::Wrong(what)) => {
-                self.model.violation(format!("{name}: the journal: {what}"));
-                Ok(None)
-            }
+            Some(_) | None => (None, None),
+        };
+        let buffer = JournaledBuffer::new(ring, journal);
+        if remote {
+            buffer.leave();
         }
+        Ok(Some(SessionBuffer::new(buffer, lies)))
     }
 
     /// Opens the volume, and reads all of it. `None` if the session is over by then, or a later one was opened.
@@ -294,7 +308,7 @@ impl Site {
                 return Ok(None);
             }
         };
-        let (memory, journal) = (place.memory_number, buffer.journal);
+        let (memory, journal) = (place.memory_number, buffer.journal());
         let session =
             self.model.opened(Opening { name: name.clone(), opened, grant, memory, journal, blocks });
         let process = Arc::clone(&place.process);
@@ -369,7 +383,7 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
             return;
         }
     };
-    let client = Client { site, place, opened: &opened };
+    let client = Client { site, place, grant, opened: &opened };
     let (writer, flusher) = (chance.fork(), chance.fork());
     let rhythm = Rhythm { bytes: chance.among(1..8) << 15, records: chance.among(2..24) };
     // Each ends when the session is over.
@@ -386,6 +400,7 @@ async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
 struct Client<'a> {
     site: &'a Site,
     place: &'a Place,
+    grant: GrantId,
     opened: &'a Opened,
 }
 
@@ -481,6 +496,31 @@ impl Client<'_> {
         }
     }
 
+    /// Lets flushes wait for the store from now on, or end in the volume's journal.
+    async fn change_durability(&self, chance: &Chance) -> Result<(), VolumeError> {
+        let (Some(space), buffer) = (&self.place.journal, &self.opened.buffer) else { return Ok(()) };
+        if chance.hits(300) {
+            buffer.inner.leave();
+            return Ok(());
+        }
+        let journal = match buffer.inner.journal() {
+            Some(_) => None,
+            None => match self.site.journal(self.place, space, self.grant, chance).await {
+                Ok(journal) => journal,
+                // Its durability stays what it was.
+                Err(_) => return Ok(()),
+            },
+        };
+        let (journal, lies) = journal.unzip();
+        let joined = buffer.inner.join(journal);
+        joined.map_err(|reason| VolumeError::Buffer { volume: self.volume().id(), reason })?;
+        if let Some(lies) = lies {
+            buffer.joined(lies);
+            self.model().joined(self.opened.session, lies);
+        }
+        Ok(())
+    }
+
     /// Flushes, takes snapshots and deletes them.
     async fn flush(&self, chance: &Chance) {
         let mut taken: Vec<(SnapshotId, String)> = Vec::new();
@@ -505,11 +545,14 @@ impl Client<'_> {
                     deleted.map(|_| ())
                 }
                 5 => self.opened.drain(self.model()).await,
-                6 => self.opened.change_durability(chance),
+                6 => self.change_durability(chance).await,
                 _ => self.opened.flush(self.model()).await,
             };
             match outcome {
-                Ok(()) => self.site.world.note(format_args!("{} is flushed", self.name())),
+                Ok(()) => {
+                    let journaled = self.opened.buffer.journaled();
+                    self.site.world.note(format_args!("{} is flushed, journaled: {journaled}", self.name()));
+                }
                 Err(error) if self.goes_on("flush", &error) => {}
                 Err(_) => return,
             }

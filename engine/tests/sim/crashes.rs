@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use crate::client::{Place, Visitor};
 use crate::estate::{Handled, Order, archive_cut, archive_name};
 use crate::garbage;
+use crate::journal::JournalSpace;
 use crate::marks::{BLOCKS, marks_in};
 use crate::process::Process;
 use crate::scene::{Scene, cut, deadline, place, process, write};
@@ -81,7 +82,7 @@ async fn use_volume(scene: &Scene, place: &Place, grant: GrantId) {
         }
         cut(site, &opened, &format!("second cut of {}", place.process.name)).await?;
         write(site, &opened, 2, true).await?;
-        opened.volume.close().await
+        opened.close(&site.model).await
     };
     if let Err(error) = steps.await {
         site.model.violation(format!("in calm weather: {error}"));
@@ -90,14 +91,31 @@ async fn use_volume(scene: &Scene, place: &Place, grant: GrantId) {
 
 #[test]
 fn a_session_loses_nothing() {
+    sessions(false);
+}
+
+#[test]
+fn a_session_with_a_journal_loses_nothing() {
+    sessions(true);
+}
+
+/// One process after the other uses a volume, on a node that gives it a journal or none.
+fn sessions(journals: bool) {
     at_every_call(async |doomed, call| {
         let scene = Scene::new(call).await;
         let grant = scene.grant(&scene.site, "a").await;
-        let first = place(doomed, 0);
+        let journal = journals.then(|| JournalSpace::fresh(0, &scene.chance));
+        let first = Place { journal, ..place(doomed, 0) };
         until_dead(doomed, use_volume(&scene, &first, grant)).await;
-        // Every other time, the node's memory is lost as well.
+        // Every other time, the node loses power.
         let second = process("successor");
-        let second = if call % 2 == 0 { place(&second, 1) } else { Place { process: second, ..first } };
+        let second = match call / 2 % 2 {
+            0 => {
+                first.journal.iter().for_each(|journal| journal.lose_power(&scene.chance));
+                Place { journal: first.journal, ..place(&second, 1) }
+            }
+            _ => Place { process: second, ..first },
+        };
         use_volume(&scene, &second, grant).await;
         scene.detach(&scene.site, "a").await;
         let grant = scene.grant(&scene.site, "b").await;

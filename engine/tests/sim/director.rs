@@ -42,6 +42,8 @@ pub struct Director {
     nodes: Vec<Node>,
     controllers: [Log; 2],
     lives: usize,
+    /// The node that was given the volume last.
+    holder: usize,
     /// Memories and disks that nodes have had.
     numbers: usize,
 }
@@ -77,7 +79,7 @@ impl Director {
             grant: None,
         });
         let nodes = nodes.collect();
-        Self { estate, site, chance, nodes, controllers, lives: 0, numbers: NODES.len() }
+        Self { estate, site, chance, nodes, controllers, lives: 0, holder: 0, numbers: NODES.len() }
     }
 
     /// Lets so many things happen.
@@ -96,6 +98,9 @@ impl Director {
                 12..14 => self.doom(node),
                 14..16 => self.pause(node),
                 16 => self.detach(node).await,
+                17..20 if self.nodes[node].journal.is_some() && self.chance.hits(500) => {
+                    self.lose_power(self.holder);
+                }
                 17..20 => self.clone_something(),
                 20..24 if self.estate.archives => self.archive_something(),
                 24 => self.estate.begin_tending(&self.site),
@@ -122,6 +127,7 @@ impl Director {
             Ok(grant) => {
                 self.note(format_args!("published to {name}"));
                 self.site.model.granted(grant, name);
+                self.holder = node;
                 let same = self.nodes[node].grant.replace(grant) == Some(grant);
                 let lives = self.nodes[node].process.as_ref().is_some_and(|process| !process.is_dead());
                 if !same || !lives {

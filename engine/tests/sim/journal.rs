@@ -110,6 +110,11 @@ impl JournalSpace {
         }
     }
 
+    /// Whether there is a journal.
+    pub fn is_there(&self) -> bool {
+        !self.state().seen.is_empty()
+    }
+
     /// The journal as `process` opens it; it is made if there is none. `None` if it cannot be made: flushes wait for the
     /// store then. An error if one is there that must not be given up.
     pub async fn open(
@@ -124,8 +129,7 @@ impl JournalSpace {
                 Reached { space: Arc::clone(self), process: Arc::clone(process), chance: chance.fork() };
             Journal::open(Arc::new(disk), owner.clone(), patience)
         };
-        let is_there = !self.state().seen.is_empty();
-        if is_there {
+        if self.is_there() {
             let of_other = self.state().holder.is_some_and(|holder| holder != owner.grant);
             match open().await {
                 Ok(_) if of_other => {
@@ -224,14 +228,24 @@ impl JournalDisk for Reached {
 pub struct SessionBuffer {
     pub inner: JournaledBuffer,
     /// Where its journal lies, if it has one.
-    pub journal: Option<InJournal>,
+    journal: Mutex<Option<InJournal>>,
     /// Whether the last flush ended there.
     journaled: AtomicBool,
 }
 
 impl SessionBuffer {
     pub fn new(inner: JournaledBuffer, journal: Option<InJournal>) -> Self {
-        Self { inner, journal, journaled: AtomicBool::new(false) }
+        Self { inner, journal: Mutex::new(journal), journaled: AtomicBool::new(false) }
+    }
+
+    /// Where its journal lies, if it has one.
+    pub fn journal(&self) -> Option<InJournal> {
+        *self.journal.lock().expect("no holder panics")
+    }
+
+    /// It has one from now on.
+    pub fn joined(&self, journal: InJournal) {
+        *self.journal.lock().expect("no holder panics") = Some(journal);
     }
 
     /// Whether the last flush ended in the journal.

@@ -240,6 +240,11 @@ impl Model {
         self.with(|state| state.sessions[session.0].answered)
     }
 
+    /// The session has a journal from now on.
+    pub fn joined(&self, session: SessionRef, journal: InJournal) {
+        self.with(|state| state.sessions[session.0].journal = Some(journal));
+    }
+
     /// So many writes were acknowledged, and are in the store.
     pub fn stored(&self, session: SessionRef, writes: usize) {
         let told = self.with(|state| state.sessions[session.0].in_store(writes));

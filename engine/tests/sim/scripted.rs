@@ -99,7 +99,8 @@ async fn a_writer_that_slept_for_hours_meets_what_ended_its_session() {
     scene.check("in the end");
 }
 
-/// A record without effect lies where a session puts its next one, which then goes to the number after it.
+/// A record without effect lies where a session puts its next one, which then goes to the number after it. All that it
+/// lacks is the right predecessor.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_moves_has_a_new_id() {
     let scene = Scene::new(3).await;
@@ -116,7 +117,7 @@ async fn a_record_that_moves_has_a_new_id() {
         prev: ObjectId([8; 16]),
         time_ms: 0,
         buffer_complete: 0,
-        ops: vec![Op::Noop],
+        ops: vec![Op::Revoke { grant }],
     };
     let body = encode_record(stray, None, site.key.as_ref()).expect("a record within its limits").bytes;
     let key = layout::record(site.volume, RecordNumber(next));

@@ -16,7 +16,7 @@ use holdfast_engine::volume::{BlockReader, Hydration, Limits, hydrate};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::client::{Opened, Place, Site, Visitor};
+use crate::client::{Place, Site, Visitor};
 use crate::director::{Director, detach};
 use crate::estate::{Estate, archive_cut, archive_name};
 use crate::faults::Faults;
@@ -138,9 +138,10 @@ impl End<'_> {
             journal: None,
         };
         let opened = site.open(&place, grant, &site.world.chance).await.map_err(at("open"))?;
-        let Some(Opened { volume, .. }) = opened else {
+        let Some(opened) = opened else {
             return Err("somebody has opened the volume who must not".into());
         };
+        let volume = &opened.volume;
         if !site.foreign().is_empty() {
             let (progress, _) = watch::channel(Hydration::default());
             let hydrated =
@@ -163,10 +164,10 @@ impl End<'_> {
         }
         // When everything that was late has come, nothing stays that nothing needs.
         if site.world.start.elapsed() > CALM {
-            garbage::look(site, &log, &volume).await?;
+            garbage::look(site, &log, volume).await?;
         }
         self.look_at_snapshots(site, &process, &log).await?;
-        volume.close().await.map_err(at("close"))?;
+        opened.close(&site.model).await.map_err(at("close"))?;
         detach(site, &log, &name).await.map_err(at("unpublish"))
     }
 
