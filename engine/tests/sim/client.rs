@@ -219,7 +219,7 @@ impl Site {
         let patience = Patience { log: chance.delay(1_000..20_000), ..Patience::default() };
         let opened = space.open(&place.process, &owner, patience, chance).await;
         if let Err(error) = &opened {
-            self.world.note(format_args!("{} cannot open the journal: {error:?}", place.process.name));
+            self.world.note(format_args!("{} cannot open the journal: {error}", place.process.name));
         }
         if let Err(OpenJournalError::Wrong(what)) = &opened {
             self.model.violation(format!("{}: the journal: {what}", place.process.name));

@@ -168,11 +168,13 @@ impl JournalSpace {
 }
 
 /// Why a journal that is there is not opened.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum OpenJournalError {
     /// The disk fails.
+    #[error("the disk fails: {0}")]
     Disk(io::Error),
     /// What must not be.
+    #[error("{0}")]
     Wrong(String),
 }
 
