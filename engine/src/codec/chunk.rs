@@ -88,7 +88,7 @@ pub struct Chunks {
     session: SessionId,
     pending: Vec<Pending>,
     sessions: Vec<SessionId>,
-    payloads: Vec<u8>,
+    payload_bytes: usize,
     scratch: Vec<u8>,
 }
 
@@ -99,14 +99,14 @@ struct Pending {
     session: u16,
     blocks: u8,
     codec: Codec,
-    payload_bytes: usize,
+    payload: Bytes,
 }
 
 impl Chunks {
     /// No chunks yet; `session` will have written them.
     pub fn new(codec: Codec, session: SessionId) -> Self {
         let (pending, sessions) = (Vec::new(), Vec::new());
-        Self { codec, session, pending, sessions, payloads: Vec::new(), scratch: Vec::new() }
+        Self { codec, session, pending, sessions, payload_bytes: 0, scratch: Vec::new() }
     }
 
     /// Takes the blocks in `data`, of which the first is `lba`, written as `order` of the session. Chunks end at
@@ -121,18 +121,38 @@ impl Chunks {
         self.push_from(self.session, lba, order, data)
     }
 
+    /// As [`Self::push`], for data that is shared: what does not compress is not copied.
+    ///
+    /// # Panics
+    /// If `data` is no whole number of blocks.
+    #[must_use = "blocks that do not fit have to go into another segment"]
+    pub fn push_shared(&mut self, lba: u64, order: u64, data: &Bytes) -> u64 {
+        self.push_chunks(self.session, lba, order, data, |chunk| data.slice_ref(chunk))
+    }
+
     /// As [`Self::push`], for data that another session wrote first.
     ///
     /// # Panics
     /// If `data` is no whole number of blocks.
     #[must_use = "blocks that do not fit have to go into another segment"]
     pub fn push_from(&mut self, session: SessionId, lba: u64, order: u64, data: &[u8]) -> u64 {
+        self.push_chunks(session, lba, order, data, Bytes::copy_from_slice)
+    }
+
+    fn push_chunks(
+        &mut self,
+        session: SessionId,
+        lba: u64,
+        order: u64,
+        data: &[u8],
+        raw: impl Fn(&[u8]) -> Bytes,
+    ) -> u64 {
         assert!(data.len().is_multiple_of(BLOCK), "{} bytes are no whole number of blocks", data.len());
         let (mut at, mut rest) = (lba, data);
         while !rest.is_empty() {
             let to_boundary = u64::from(CHUNK_BLOCKS_MAX) - at % u64::from(CHUNK_BLOCKS_MAX);
             let (chunk, after) = rest.split_at(rest.len().min(to_boundary as usize * BLOCK));
-            if !self.push_chunk(session, at, order, chunk) {
+            if !self.push_chunk(session, at, order, chunk, &raw) {
                 break;
             }
             at += (chunk.len() / BLOCK) as u64;
@@ -141,11 +161,18 @@ impl Chunks {
         at - lba
     }
 
-    fn push_chunk(&mut self, session: SessionId, lba: u64, order: u64, data: &[u8]) -> bool {
+    fn push_chunk(
+        &mut self,
+        session: SessionId,
+        lba: u64,
+        order: u64,
+        data: &[u8],
+        raw: impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
         let (codec, payload) = compress(self.codec, data, &mut self.scratch);
         // A new session and the larger of the two trailers are always counted: close enough to the limit.
         let added = payload.len() + ENTRY_BYTES + SESSION_BYTES + trailer_bytes(true);
-        let used = stored_bytes(self.sessions.len(), self.pending.len(), self.payloads.len());
+        let used = stored_bytes(self.sessions.len(), self.pending.len(), self.payload_bytes);
         if used + added > SEGMENT_BYTES_MAX || self.pending.len() == SEGMENT_CHUNKS_MAX {
             return false;
         }
@@ -155,9 +182,10 @@ impl Chunks {
             self.sessions.push(session);
             self.sessions.len() - 1
         });
-        self.payloads.extend_from_slice(payload);
+        self.payload_bytes += payload.len();
+        let payload = if codec == Codec::Raw { raw(payload) } else { Bytes::copy_from_slice(payload) };
         let (session, blocks) = (index as u16, (data.len() / BLOCK) as u8);
-        self.pending.push(Pending { lba, order, session, blocks, codec, payload_bytes: payload.len() });
+        self.pending.push(Pending { lba, order, session, blocks, codec, payload });
         true
     }
 
@@ -178,12 +206,12 @@ impl Chunks {
 
     /// Bytes of the segment that these chunks would be, with encryption.
     pub fn stored_bytes(&self) -> usize {
-        stored_bytes(self.sessions.len(), self.pending.len(), self.payloads.len())
+        stored_bytes(self.sessions.len(), self.pending.len(), self.payload_bytes)
     }
 
     /// Bytes of the sealed chunks alone.
     pub(super) fn data_bytes(&self, encrypted: bool) -> usize {
-        self.payloads.len() + self.pending.len() * trailer_bytes(encrypted)
+        self.payload_bytes + self.pending.len() * trailer_bytes(encrypted)
     }
 
     /// Appends the chunk table.
@@ -194,7 +222,7 @@ impl Chunks {
         for chunk in &self.pending {
             out.put_u64_le(chunk.lba);
             out.put_u64_le(chunk.order);
-            out.put_u32_le((chunk.payload_bytes + trailer_bytes(encrypted)) as u32);
+            out.put_u32_le((chunk.payload.len() + trailer_bytes(encrypted)) as u32);
             out.put_u16_le(chunk.session);
             out.put_u8(chunk.blocks);
             out.put_u8(chunk.codec as u8);
@@ -208,11 +236,9 @@ impl Chunks {
 
     /// Appends the chunks to the object; the table as a decoder will see it.
     pub(super) fn write(&self, object: &mut ObjectWriter) -> Vec<ChunkEntry> {
-        let mut payloads = self.payloads.as_slice();
         let mut entries = Vec::with_capacity(self.pending.len());
         for chunk in &self.pending {
-            let (payload, rest) = payloads.split_at(chunk.payload_bytes);
-            let (stored_offset, stored_len) = object.chunk(payload);
+            let (stored_offset, stored_len) = object.chunk(&chunk.payload);
             entries.push(ChunkEntry {
                 lba: chunk.lba,
                 blocks: chunk.blocks,
@@ -222,7 +248,6 @@ impl Chunks {
                 stored_offset,
                 stored_len,
             });
-            payloads = rest;
         }
         entries
     }

@@ -218,6 +218,18 @@ impl ObjectWriter {
         body: &Body,
         data_bytes: usize,
     ) -> Self {
+        Self::within(Vec::new(), kind, identity, key, body, data_bytes)
+    }
+
+    /// As [`Self::new`], in memory that was used for another object before.
+    pub(super) fn within(
+        memory: Vec<u8>,
+        kind: ObjectKind,
+        identity: Identity,
+        key: Option<&DataKey>,
+        body: &Body,
+        data_bytes: usize,
+    ) -> Self {
         let sealer = Sealer::new(kind, identity.volume, identity.id, key);
         let body_bytes = body.bytes.len() + sealer.trailer_bytes();
         let object_bytes = ENVELOPE_BYTES + body_bytes + data_bytes;
@@ -230,7 +242,9 @@ impl ObjectWriter {
             lz4: body.lz4,
         }
         .encode();
-        let mut bytes = Vec::with_capacity(object_bytes);
+        let mut bytes = memory;
+        bytes.clear();
+        bytes.reserve_exact(object_bytes);
         bytes.extend_from_slice(&envelope);
         bytes.extend_from_slice(&body.bytes);
         sealer.seal(&mut bytes, ENVELOPE_BYTES, Some(&envelope));

@@ -39,7 +39,9 @@ pub use page::{decode_index, decode_page, encode_index, encode_page, page_capaci
 pub use record::{DecodedRecord, EncodedRecord, decode_record, encode_record};
 pub use root::{decode_root, decode_snapshot_map, encode_root, encode_snapshot_map};
 use seal::Sealer;
-pub use segment::{EncodedSegment, SegmentTable, decode_segment_table, encode_segment};
+pub use segment::{
+    EncodedSegment, SegmentTable, decode_segment_table, encode_segment, encode_segment_within,
+};
 
 /// Bytes of the largest segment.
 pub const SEGMENT_BYTES_MAX: usize = 8 << 20;

@@ -20,11 +20,22 @@ pub struct EncodedSegment {
 
 /// Encodes `chunks` as a segment of the volume whose data key `key` is.
 pub fn encode_segment(identity: Identity, chunks: &Chunks, key: Option<&DataKey>) -> EncodedSegment {
+    encode_segment_within(Vec::new(), identity, chunks, key)
+}
+
+/// As [`encode_segment`], in memory that was used for another segment before: fresh memory of that size costs as much
+/// as the copy into it.
+pub fn encode_segment_within(
+    memory: Vec<u8>,
+    identity: Identity,
+    chunks: &Chunks,
+    key: Option<&DataKey>,
+) -> EncodedSegment {
     let encrypted = key.is_some();
     let mut body = Body { bytes: Vec::with_capacity(chunks.table_bytes()), lz4: false };
     chunks.encode_table(&mut body.bytes, encrypted);
     let mut object =
-        ObjectWriter::new(ObjectKind::Segment, identity, key, &body, chunks.data_bytes(encrypted));
+        ObjectWriter::within(memory, ObjectKind::Segment, identity, key, &body, chunks.data_bytes(encrypted));
     let chunks = chunks.write(&mut object);
     EncodedSegment { bytes: object.finish(), chunks }
 }

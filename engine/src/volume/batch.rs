@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Limits;
 use super::overlay::Overlay;
+use super::upload::Spare;
 use crate::codec::{self, Chunks, CodecError, EncodedSegment, Identity};
 use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, SessionId, VolumeId};
 use crate::log::{Log, LogError, Move, Op, Record};
@@ -57,6 +58,7 @@ pub(super) async fn encode(
     session: SessionId,
     limits: &Limits,
     log: &Log,
+    spare: &Spare,
 ) -> Result<Batch, CodecError> {
     let mut batch = Batch::default();
     let inline = overlay.data_bytes() <= limits.inline_bytes;
@@ -64,7 +66,8 @@ pub(super) async fn encode(
     let seal = |chunks: &Chunks| {
         let id = super::random_id(&log.env);
         let identity = Identity { volume: log.volume, id, session };
-        let EncodedSegment { bytes, chunks } = codec::encode_segment(identity, chunks, log.key.as_ref());
+        let EncodedSegment { bytes, chunks } =
+            codec::encode_segment_within(spare.take(), identity, chunks, log.key.as_ref());
         Segment { id, body: bytes, chunks }
     };
     let mut worked = 0;
@@ -72,7 +75,7 @@ pub(super) async fn encode(
         let (mut lba, mut data) = (window.lba, window.data());
         worked += data.len();
         loop {
-            let taken = chunks.push(lba, window.order, &data);
+            let taken = chunks.push_shared(lba, window.order, &data);
             data = data.split_off((taken * BLOCK_BYTES) as usize);
             lba += taken;
             if data.is_empty() {

@@ -227,13 +227,15 @@ impl Committer {
         batches.push(Arc::new(bulk));
         if let Some(tail) = &taken.tail {
             let broken = |reason: codec::CodecError| Over::Broken { reason: reason.to_string() };
-            let Shared { session, limits, log, .. } = &*self.shared;
-            let tail = batch::encode(tail, *session, limits, log).await.map_err(broken)?;
+            let Shared { session, limits, log, spare, .. } = &*self.shared;
+            let tail = batch::encode(tail, *session, limits, log, spare).await.map_err(broken)?;
             batches.push(Arc::new(tail));
         }
         let record = self.append_record(&batches, &ops, taken.last).await?;
         self.apply_to_map(&record).await?;
-        self.shared.unlogged().logged(&taken);
+        if self.shared.unlogged().logged(&taken) {
+            self.shared.spare.clear();
+        }
         let mut ownership = self.shared.ownership();
         batches.iter().flat_map(|batch| batch.segments.iter().chain(&batch.moved)).for_each(|segment| {
             ownership.uploading.remove(&segment.id);

@@ -62,6 +62,7 @@ pub use read::{BlockReader, Blocks};
 use status::StatusBoard;
 pub use status::Work;
 use unlogged::Unlogged;
+use upload::Spare;
 
 use crate::buffer::{BufferError, DirtyBuffer, Mutation};
 use crate::codec::{self, Codec};
@@ -163,6 +164,7 @@ struct Shared {
     bell: Notify,
     /// A layer that is uploaded holds one.
     uploads: Semaphore,
+    spare: Spare,
     board: StatusBoard,
     reader: BlockReader,
     /// Whether the stores that blocks are read from answer.

@@ -18,7 +18,7 @@ use super::commit::Committer;
 use super::read::{BlockReader, Blocks};
 use super::status::StatusBoard;
 use super::unlogged::Unlogged;
-use super::upload::UPLOADS;
+use super::upload::{Spare, UPLOADS};
 use super::{Fetcher, Limits, Outage, Shared, Volume, random_id};
 use crate::buffer::{BufferError, DirtyBuffer};
 use crate::cache::ChunkCache;
@@ -142,6 +142,7 @@ impl Volume {
             ownership: Mutex::default(),
             bell: Notify::new(),
             uploads: Semaphore::new(UPLOADS),
+            spare: Spare::default(),
             board: StatusBoard::new(log.volume, committed, outage),
             reader: BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher),
             reads: Outage::new(log.volume, "reads", outage),

@@ -219,11 +219,12 @@ impl Unlogged {
         Some(Taken { layers: landed + usize::from(tail.is_some()), batches, tail, last })
     }
 
-    /// Notes that what was taken is in the log and in the map.
-    pub(super) fn logged(&mut self, taken: &Taken) {
+    /// Notes that what was taken is in the log and in the map. Whether that was all there is.
+    pub(super) fn logged(&mut self, taken: &Taken) -> bool {
         self.layers.drain(..taken.layers);
         self.logged = taken.last;
         self.pressed = false;
+        self.layers.is_empty() && self.active.is_empty()
     }
 
     /// The closed layers whose upload has not begun, by their numbers; it begins now.
@@ -328,7 +329,7 @@ mod tests {
         let taken = unlogged.take(50, LIMITS.inline_bytes).unwrap();
         assert_eq!((taken.layers, taken.last, taken.batches.len()), (4, 50, 3));
         assert_eq!(taken.tail.as_ref().map(|tail| tail.data_bytes()), Some(2 * BLOCK_BYTES));
-        unlogged.logged(&taken);
+        assert!(unlogged.logged(&taken), "nothing is left");
         assert_eq!(unlogged.data_bytes(), 0);
         assert_eq!(unlogged.due(CAPACITY, &LIMITS), Due::Never);
     }
@@ -343,7 +344,7 @@ mod tests {
         unlogged.uploaded(10, Batch::default());
         let taken = unlogged.take(10, LIMITS.inline_bytes).unwrap();
         assert_eq!((taken.last, taken.tail.is_none()), (10, true));
-        unlogged.logged(&taken);
+        assert!(!unlogged.logged(&taken));
         assert_eq!(unlogged.data_bytes(), 10 * BLOCK_BYTES);
     }
 

@@ -6,7 +6,7 @@
 //! # Crash behaviour
 //! Segments that no record names yet are garbage of this session; the dirty buffer still has what is in them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -17,8 +17,39 @@ use super::{Limits, Over, Shared};
 use crate::pool::layout;
 use crate::store::{Backoff, StoreError};
 
-/// Layers that are compressed, sealed and put at once, for one volume. Each takes about twice a segment's memory.
+/// Layers that are compressed, sealed and put at once, for one volume. Each takes a segment's memory, and as much again
+/// where its data compress.
 pub(super) const UPLOADS: usize = 8;
+
+/// Memory of segments that have landed, for those that follow.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    fn memory(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Memory for a segment, or none.
+    pub(super) fn take(&self) -> Vec<u8> {
+        self.memory().pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of `body`, unless the store's client still holds it.
+    fn keep(&self, body: Bytes) {
+        let mut memory = self.memory();
+        if let Ok(bytes) = body.try_into_mut()
+            && memory.len() < UPLOADS
+        {
+            memory.push(bytes.into());
+        }
+    }
+
+    /// Gives all of it back to the system.
+    pub(super) fn clear(&self) {
+        self.memory().clear();
+    }
+}
 
 /// Ends the session if the upload panics: nobody would wait for it to any purpose.
 struct Ending(Arc<Shared>);
@@ -43,7 +74,7 @@ impl Shared {
     /// Puts the data of `overlay` into segments.
     async fn store(&self, overlay: &Overlay) -> Result<Batch, Over> {
         let limits = Limits { inline_bytes: 0, ..self.limits.clone() };
-        let batch = batch::encode(overlay, self.session, &limits, &self.log).await;
+        let batch = batch::encode(overlay, self.session, &limits, &self.log, &self.spare).await;
         let mut batch = batch.map_err(|reason| Over::Broken { reason: reason.to_string() })?;
         self.ownership().uploading.extend(batch.segments.iter().map(|segment| segment.id));
         let uploads = batch.segments.iter().map(|segment| {
@@ -51,7 +82,9 @@ impl Shared {
             self.put_object(key, segment.body.clone())
         });
         futures::future::try_join_all(uploads).await?;
-        batch.segments.iter_mut().for_each(|segment| segment.body = Bytes::new());
+        for segment in &mut batch.segments {
+            self.spare.keep(std::mem::take(&mut segment.body));
+        }
         Ok(batch)
     }
 

@@ -14,8 +14,8 @@ use super::{
 const PARALLEL: &str = "8";
 const SEGMENT_MIB: u64 = 8;
 
-const WRITE_CAUSE: &str = "A batch is compressed and sealed before its puts begin, and its record follows them: the \
-                           store is idle meanwhile.";
+const WRITE_CAUSE: &str = "Each byte is copied from the loop device to FUSE, into the dirty buffer and into its segment, \
+                           and checked twice: the processors are busy before the store is.";
 const READ_CAUSE: &str = "Nothing is read ahead: the store sees what fio has under way, in gets of 1 MiB.";
 
 pub const LINES: [Line; 4] = [
@@ -81,7 +81,7 @@ pub const SEALED: [Line; 2] = [
         against: "with checksums only",
         unit: Unit::BytesPerSecond,
         goal: Goal::RatioAtLeast(0.75),
-        cause: "The committer compresses and seals a batch on one processor before it is put.",
+        cause: "Compressing and sealing take time of the processors that the copies of the stream need too.",
     },
     Line {
         what: "sequential read with LZ4 and AES",
