@@ -191,11 +191,12 @@ impl Site {
         (pages, lineage)
     }
 
-    fn limits(chance: &Chance) -> Limits {
+    fn limits(chance: &Chance, has_journal: bool) -> Limits {
         Limits {
             segment_bytes: 16 << chance.among(10..13),
             inline_bytes: chance.among(0..3) * (8 << 10),
-            age: chance.delay(50..5_000),
+            // Longer with a journal, so that more of what it has acknowledged is nowhere else.
+            age: if has_journal { chance.delay(500..60_000) } else { chance.delay(50..5_000) },
             checkpoint_records: chance.among(1..12),
             // The grace time is only the second line of defence: nothing may depend on it.
             outage: Duration::from_secs(30),
@@ -281,7 +282,7 @@ impl Site {
             cache,
             pages,
             lineage,
-            limits: Self::limits(chance),
+            limits: Self::limits(chance, buffer.journal().is_some()),
         };
         let name = &place.process.name;
         let revoked = self.model.is_revoked(grant);
