@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use holdfast_csi_proto::csi::controller_server::ControllerServer;
 use holdfast_csi_proto::csi::node_server::NodeServer;
+use holdfast_engine::buffer::Budget;
 use holdfast_engine::cache::{CacheError, ChunkCache, DiskCache, MemoryCache, Tiers};
 use holdfast_engine::env::Env;
 use holdfast_engine::journal::{Journals, JournalsError, Patience};
@@ -151,6 +152,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         cache_bytes,
         outage_seconds,
         dirty_bytes,
+        dirty_total_bytes,
         journal_dir,
         journal_bytes,
     } = args;
@@ -191,6 +193,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         env,
         endpoint,
         dirty_bytes,
+        dirty_budget: Budget::new(dirty_total_bytes),
         journals,
         outage: Duration::from_secs(outage_seconds),
         incidents: incidents.clone(),

@@ -192,6 +192,11 @@ impl holdfast_engine::buffer::Region for Region {
     fn write_at(&self, offset: usize, bytes: &[u8]) {
         Region::write_at(self, offset, bytes);
     }
+
+    fn release(&self, offset: usize, len: usize) {
+        // After an error it has the memory still.
+        let _ = self.punch(offset, len);
+    }
 }
 
 fn map(fd: &OwnedFd, len: usize) -> Result<NonNull<u8>, Errno> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_driver::frontend::Region;
-use holdfast_engine::buffer::Ring;
+use holdfast_engine::buffer::{Budget, Ring};
 use holdfast_engine::cache::MemoryCache;
 use holdfast_engine::control::publish;
 use holdfast_engine::env::Env;
@@ -92,7 +92,7 @@ async fn open_volume_on(store: Arc<dyn Store>, size_bytes: u64, region: Arc<Regi
     let options = OpenOptions {
         grant,
         endpoint: String::new(),
-        buffer: Arc::new(Ring::open(region).unwrap()),
+        buffer: Arc::new(Ring::open(region, &Budget::unlimited()).unwrap()),
         cache: Arc::new(MemoryCache::new(64 << 20)),
         pages,
         lineage,

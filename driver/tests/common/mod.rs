@@ -46,6 +46,10 @@ impl KeeperProcess {
         KeeperProcess { child, socket: socket.into() }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the keeper and starts another one.
     pub fn restart(&mut self) {
         self.kill();

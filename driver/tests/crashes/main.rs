@@ -10,6 +10,7 @@
 mod certificates;
 #[path = "../common/mod.rs"]
 mod common;
+mod crowd;
 mod fio;
 mod kills;
 mod ledger;

@@ -40,6 +40,10 @@ impl Process {
         Self { child }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM; how long it took to end.
     pub fn terminate(&mut self) -> Duration {
         let begun = Instant::now();

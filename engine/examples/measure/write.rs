@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use holdfast_engine::buffer::{MemoryRegion, Ring};
+use holdfast_engine::buffer::{Budget, MemoryRegion, Ring};
 use holdfast_engine::codec::UserKey;
 use holdfast_engine::control::publish;
 use holdfast_engine::env::Env;
@@ -81,7 +81,8 @@ pub async fn measure(dir: &Path, mib: u64, key: Option<&UserKey>) -> Value {
     let id = create(&host, &pool, "written", mib << 20, None).await;
     let log = host.log(&pool, id, deadline()).await.unwrap();
     let grant = publish(&log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
-    let buffer = Arc::new(Ring::open(Arc::new(MemoryRegion::new(BUFFER_BYTES))).unwrap());
+    let buffer =
+        Arc::new(Ring::open(Arc::new(MemoryRegion::new(BUFFER_BYTES)), &Budget::unlimited()).unwrap());
     let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
     let volume = host.open(&pool, id, open, deadline()).await.unwrap();
     let scene = Scene { store, volume, objects: AtomicU64::new(0), mib };

@@ -9,6 +9,7 @@
 //! # Assumptions
 //! One process at a time uses a buffer: a successor waits for the old process's death.
 
+mod budget;
 mod memory;
 mod region;
 mod ring;
@@ -18,6 +19,7 @@ use std::fmt::Debug;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use budget::Budget;
 pub use memory::MemoryBuffer;
 pub use region::{MemoryRegion, Region};
 pub use ring::Ring;

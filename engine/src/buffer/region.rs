@@ -22,6 +22,10 @@ pub trait Region: Send + Sync + Debug {
 
     /// Copies `bytes` into the region at `offset`. The range lies inside the region.
     fn write_at(&self, offset: usize, bytes: &[u8]);
+
+    /// Gives memory of a range that lies inside the region back to the system, as far as that can be. The range holds
+    /// zeros or what it held.
+    fn release(&self, offset: usize, len: usize);
 }
 
 /// A region in the memory of this process: to test and simulate what happens to one that outlives it.
@@ -52,5 +56,9 @@ impl Region for MemoryRegion {
 
     fn write_at(&self, offset: usize, bytes: &[u8]) {
         self.bytes()[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn release(&self, offset: usize, len: usize) {
+        self.bytes()[offset..offset + len].fill(0);
     }
 }

@@ -11,6 +11,8 @@
 //! # Guarantees
 //! - An entry is in the ring before [`DirtyBuffer::append`] returns its number, and stays until it is freed.
 //! - [`DirtyBuffer::recover`] yields consecutive numbers; what it yields is byte for byte what was appended.
+//! - All rings of a [`Budget`] together hold what it allows. What freed entries leave behind goes back to the system
+//!   when the ring is empty, or memory is tight.
 //!
 //! # Assumptions
 //! One process at a time uses the region, through one [`Ring`]. The region behaves as [`Region`] says.
@@ -27,7 +29,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{BufferError, DirtyBuffer, Mutation, Region};
+use super::budget::Share;
+use super::{Budget, BufferError, DirtyBuffer, Mutation, Region};
 use crate::ids::GrantId;
 
 const MAGIC: [u8; 8] = *b"HOLDRING";
@@ -36,6 +39,8 @@ const RING_START: usize = 2 * SLOT_BYTES;
 const ENTRY_BYTES: usize = 56;
 /// Entries begin at multiples of this.
 const ALIGN: usize = 8;
+/// Freed memory is given back when it is this part of the ring: that is a call to the system, and its pages are made anew.
+const RELEASED_PARTS: u64 = 32;
 /// No number or position in a header is larger: a buffer does not live that long, and sums stay within 64 bits.
 const NUMBER_MAX: u64 = 1 << 62;
 
@@ -65,6 +70,9 @@ struct State {
     header: Header,
     /// The end of each entry that is not freed, by position, oldest first.
     ends: VecDeque<u64>,
+    /// The memory before this position was given back.
+    released: u64,
+    share: Share,
 }
 
 impl State {
@@ -102,20 +110,48 @@ impl Ring {
     /// Bytes of the smallest region: the headers, and one entry of one block.
     pub const REGION_BYTES_MIN: usize = RING_START + ENTRY_BYTES + crate::ids::BLOCK_BYTES as usize;
 
-    /// Takes over what lies in `region`; one that is all zero is an empty buffer.
-    pub fn open(region: Arc<dyn Region>) -> Result<Self, BufferError> {
+    /// Takes over what lies in `region`; one that is all zero is an empty buffer. Its entries count against `budget`.
+    pub fn open(region: Arc<dyn Region>, budget: &Arc<Budget>) -> Result<Self, BufferError> {
         if region.len() < Self::REGION_BYTES_MIN {
             return Err(BufferError::TooSmall { len: region.len(), min: Self::REGION_BYTES_MIN });
         }
         let header = read_header(&*region)?;
-        let ring = Self { region, state: Mutex::new(State { header, ends: VecDeque::new() }) };
+        let share = Share::of(Arc::clone(budget), 0, 0);
+        let state = State { header, ends: VecDeque::new(), released: 0, share };
+        let ring = Self { region, state: Mutex::new(state) };
         {
             let mut state = ring.state();
             while let Some((_, end, _)) = ring.entry(&state.header, state.next_number(), state.head()) {
                 state.ends.push_back(end);
             }
+            // What a predecessor has given back is not known.
+            state.released = state.head().saturating_sub(ring.capacity());
+            let (used, touched) = (state.head() - state.header.tail, ring.touched(&state));
+            state.share = Share::of(Arc::clone(budget), used, touched);
         }
         Ok(ring)
+    }
+
+    /// Bytes of memory that the ring has.
+    fn touched(&self, state: &State) -> u64 {
+        (state.head() - state.released).min(self.capacity())
+    }
+
+    /// Gives back the memory of freed entries, if it is worth it, and nothing is left or all rings have too much.
+    fn release(&self, state: &mut State) {
+        let from = state.released.max(state.head().saturating_sub(self.capacity()));
+        let bytes = state.header.tail - from;
+        if bytes < self.capacity() / RELEASED_PARTS || !(state.ends.is_empty() || state.share.is_tight()) {
+            return;
+        }
+        let (at, first) = self.split(from, bytes as usize);
+        self.region.release(at, first);
+        if first < bytes as usize {
+            self.region.release(RING_START, bytes as usize - first);
+        }
+        state.released = state.header.tail;
+        let touched = self.touched(state);
+        state.share.touch(touched);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -199,6 +235,7 @@ impl Ring {
         }
         let freed = ((number - state.header.freed) as usize).min(state.ends.len());
         let tail = state.ends.drain(..freed).next_back().unwrap_or(state.header.tail);
+        state.share.give(tail - state.header.tail);
         // The header first: were it torn, the entries are still there.
         self.put_header(state, Header { freed: number, tail, ..state.header });
     }
@@ -214,6 +251,8 @@ impl DirtyBuffer for Ring {
             let dropped = state.ends.len();
             let (epoch, tail) = (state.header.epoch + 1, state.head());
             state.ends.clear();
+            let dropped_bytes = tail - state.header.tail;
+            state.share.give(dropped_bytes);
             self.put_header(&mut state, Header { grant, epoch, freed: complete, tail, generation: 0 });
             return Ok(dropped);
         }
@@ -263,6 +302,9 @@ impl DirtyBuffer for Ring {
         if end > state.header.tail + capacity {
             return Err(BufferError::Full);
         }
+        if !state.share.take(bytes) {
+            return Err(BufferError::Full);
+        }
         let mut raw = [0; ENTRY_BYTES];
         raw[..8].copy_from_slice(&state.header.epoch.to_le_bytes());
         raw[8..16].copy_from_slice(&number.to_le_bytes());
@@ -276,11 +318,15 @@ impl DirtyBuffer for Ring {
         self.write(position + ENTRY_BYTES as u64, data);
         self.write(position, &raw);
         state.ends.push_back(end);
+        let touched = self.touched(&state);
+        state.share.touch(touched);
         Ok(number)
     }
 
     fn free(&self, sequence: u64) {
-        self.free_to(&mut self.state(), sequence);
+        let mut state = self.state();
+        self.free_to(&mut state, sequence);
+        self.release(&mut state);
     }
 
     fn capacity_bytes(&self) -> u64 {

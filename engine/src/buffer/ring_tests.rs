@@ -41,6 +41,10 @@ impl Region for Mortal {
         self.region.read_at(offset, bytes);
     }
 
+    fn release(&self, offset: usize, len: usize) {
+        self.write_at(offset, &vec![0; len]);
+    }
+
     fn write_at(&self, offset: usize, bytes: &[u8]) {
         if self.is_dead() {
             return;
@@ -160,7 +164,7 @@ proptest! {
     ) {
         let memory = Arc::new(MemoryRegion::new(REGION_BYTES));
         let (mut grant, mut model) = (GRANT, Model { next: 1, ..Model::default() });
-        Ring::open(memory.clone()).unwrap().bind(grant, 0).unwrap();
+        Ring::open(memory.clone(), &Budget::unlimited()).unwrap().bind(grant, 0).unwrap();
         for (fill, (acts, whole, torn, moves)) in (0..).zip(lives) {
             let region = Arc::new(Mortal {
                 region: memory.clone(),
@@ -168,10 +172,11 @@ proptest! {
                 dead: false.into(),
                 torn,
             });
-            let ring = Ring::open(region.clone()).unwrap();
+            // Memory is always tight, so that each free gives some back.
+            let ring = Ring::open(region.clone(), &Budget::new(0)).unwrap();
             model.live(&ring, &region, &acts, fill);
 
-            let successor = Ring::open(memory.clone()).unwrap();
+            let successor = Ring::open(memory.clone(), &Budget::unlimited()).unwrap();
             model.settle(successor.recover().unwrap());
             if moves {
                 grant.0[0] += 1;
@@ -187,16 +192,16 @@ proptest! {
     #[test]
     fn a_bind_that_is_torn_has_happened_or_has_not(torn in torn(), entries in 0..4u64) {
         let memory = Arc::new(MemoryRegion::new(REGION_BYTES));
-        let ring = Ring::open(memory.clone()).unwrap();
+        let ring = Ring::open(memory.clone(), &Budget::unlimited()).unwrap();
         ring.bind(GRANT, 0).unwrap();
         for offset in 0..entries {
             ring.append(&Mutation::Discard { offset, len: 1 }).unwrap();
         }
         let region = Mortal { region: memory.clone(), whole: 0.into(), dead: false.into(), torn };
         let newer = GrantId { 0: [2; 16] };
-        Ring::open(Arc::new(region)).unwrap().bind(newer, 3).unwrap();
+        Ring::open(Arc::new(region), &Budget::unlimited()).unwrap().bind(newer, 3).unwrap();
 
-        let successor = Ring::open(memory).unwrap();
+        let successor = Ring::open(memory, &Budget::unlimited()).unwrap();
         let dropped = successor.bind(newer, 3).unwrap();
         prop_assert!(dropped == 0 || dropped as u64 == entries);
         prop_assert!(successor.recover().unwrap().is_empty());
@@ -210,14 +215,14 @@ fn a_first_bind_that_is_torn_leaves_an_empty_buffer() {
         let memory = Arc::new(MemoryRegion::new(REGION_BYTES));
         let torn = Torn::Prefix(thousandths);
         let region = Mortal { region: memory.clone(), whole: 0.into(), dead: false.into(), torn };
-        Ring::open(Arc::new(region)).unwrap().bind(GRANT, 0).unwrap();
-        assert_eq!(Ring::open(memory).unwrap().bind(GRANT, 0).unwrap(), 0);
+        Ring::open(Arc::new(region), &Budget::unlimited()).unwrap().bind(GRANT, 0).unwrap();
+        assert_eq!(Ring::open(memory, &Budget::unlimited()).unwrap().bind(GRANT, 0).unwrap(), 0);
     }
 }
 
 #[test]
 fn a_full_ring_takes_entries_again_once_the_oldest_are_freed() {
-    let ring = Ring::open(Arc::new(MemoryRegion::new(REGION_BYTES))).unwrap();
+    let ring = Ring::open(Arc::new(MemoryRegion::new(REGION_BYTES)), &Budget::unlimited()).unwrap();
     ring.bind(GRANT, 10).unwrap();
     let write = Mutation::Write { offset: 4096, data: vec![5; 4096].into() };
     for lap in 0..100 {
@@ -231,22 +236,22 @@ fn a_full_ring_takes_entries_again_once_the_oldest_are_freed() {
 
 #[test]
 fn a_write_larger_than_the_ring_is_refused() {
-    let ring = Ring::open(Arc::new(MemoryRegion::new(REGION_BYTES))).unwrap();
+    let ring = Ring::open(Arc::new(MemoryRegion::new(REGION_BYTES)), &Budget::unlimited()).unwrap();
     let write = Mutation::Write { offset: 0, data: vec![0; REGION_BYTES].into() };
     assert!(matches!(ring.append(&write), Err(BufferError::TooLarge { .. })));
     let small = Arc::new(MemoryRegion::new(Ring::REGION_BYTES_MIN - 1));
-    assert!(matches!(Ring::open(small), Err(BufferError::TooSmall { .. })));
+    assert!(matches!(Ring::open(small, &Budget::unlimited()), Err(BufferError::TooSmall { .. })));
 }
 
 #[test]
 fn entries_that_the_log_has_are_skipped_and_numbering_goes_on_after_them() {
     let memory = Arc::new(MemoryRegion::new(REGION_BYTES));
-    let ring = Ring::open(memory.clone()).unwrap();
+    let ring = Ring::open(memory.clone(), &Budget::unlimited()).unwrap();
     ring.bind(GRANT, 0).unwrap();
     for offset in 1..=3 {
         ring.append(&Mutation::Discard { offset, len: 1 }).unwrap();
     }
-    let successor = Ring::open(memory).unwrap();
+    let successor = Ring::open(memory, &Budget::unlimited()).unwrap();
     successor.bind(GRANT, 2).unwrap();
     assert_eq!(successor.recover().unwrap(), [(3, Mutation::Discard { offset: 3, len: 1 })]);
     successor.bind(GRANT, 9).unwrap();
@@ -257,11 +262,92 @@ fn entries_that_the_log_has_are_skipped_and_numbering_goes_on_after_them() {
 #[test]
 fn two_damaged_headers_are_an_error() {
     let memory = Arc::new(MemoryRegion::new(REGION_BYTES));
-    let ring = Ring::open(memory.clone()).unwrap();
+    let ring = Ring::open(memory.clone(), &Budget::unlimited()).unwrap();
     ring.bind(GRANT, 0).unwrap();
     ring.append(&Mutation::Discard { offset: 0, len: 1 }).unwrap();
     ring.free(1);
     memory.write_at(20, &[0xff]);
     memory.write_at(SLOT_BYTES + 20, &[0xff]);
-    assert!(matches!(Ring::open(memory), Err(BufferError::Damaged { .. })));
+    assert!(matches!(Ring::open(memory, &Budget::unlimited()), Err(BufferError::Damaged { .. })));
+}
+
+/// A region that notes which of its bytes were written since they were given back.
+#[derive(Debug)]
+struct Counted {
+    region: MemoryRegion,
+    touched: Mutex<Vec<bool>>,
+}
+
+impl Counted {
+    fn new() -> Arc<Self> {
+        let touched = Mutex::new(vec![false; REGION_BYTES]);
+        Arc::new(Self { region: MemoryRegion::new(REGION_BYTES), touched })
+    }
+
+    fn touched_bytes(&self) -> usize {
+        self.touched.lock().unwrap()[RING_START..].iter().filter(|touched| **touched).count()
+    }
+}
+
+impl Region for Counted {
+    fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    fn read_at(&self, offset: usize, bytes: &mut [u8]) {
+        self.region.read_at(offset, bytes);
+    }
+
+    fn write_at(&self, offset: usize, bytes: &[u8]) {
+        self.touched.lock().unwrap()[offset..offset + bytes.len()].fill(true);
+        self.region.write_at(offset, bytes);
+    }
+
+    fn release(&self, offset: usize, len: usize) {
+        self.touched.lock().unwrap()[offset..offset + len].fill(false);
+        self.region.release(offset, len);
+    }
+}
+
+#[test]
+fn what_freed_entries_leave_behind_goes_back_when_the_ring_is_empty_or_memory_is_tight() {
+    let write = Mutation::Write { offset: 0, data: vec![5; 1000].into() };
+    for (budget, is_tight) in [(Budget::unlimited(), false), (Budget::new(0), true)] {
+        let region = Counted::new();
+        let ring = Ring::open(region.clone(), &budget).unwrap();
+        ring.bind(GRANT, 0).unwrap();
+        let mut last = 0;
+        for lap in 0..30 {
+            for _ in 0..4 {
+                last = ring.append(&write).unwrap();
+            }
+            let before = region.touched_bytes();
+            ring.free(last - 1);
+            assert_eq!(region.touched_bytes() < before, is_tight, "lap {lap}");
+            ring.free(last);
+            assert!(region.touched_bytes() < REGION_BYTES / 32, "lap {lap}");
+        }
+        let successor = Ring::open(region, &budget).unwrap();
+        assert_eq!((successor.recover().unwrap(), successor.append(&write).unwrap()), (vec![], last + 1));
+    }
+}
+
+#[test]
+fn rings_of_one_budget_hold_together_what_it_allows() {
+    const BYTES: usize = 16 << 20;
+    let budget = Budget::new(8 << 20);
+    let open = || {
+        let ring = Ring::open(Arc::new(MemoryRegion::new(BYTES)), &budget).unwrap();
+        ring.bind(GRANT, 0).unwrap();
+        ring
+    };
+    let write = Mutation::Write { offset: 0, data: vec![5; 1 << 20].into() };
+    let fill = |ring: &Ring| (0..).take_while(|_| ring.append(&write).is_ok()).count();
+    let (first, second) = (open(), open());
+    assert_eq!(fill(&first), 7, "the budget, less what entries take besides their data");
+    assert_eq!(fill(&second), 1, "its own");
+    first.free(4);
+    assert_eq!(fill(&second), 3);
+    drop(second);
+    assert_eq!(fill(&first), 4);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use holdfast_engine::archive::{PointMeta, PointSource};
-use holdfast_engine::buffer::{DirtyBuffer, MemoryRegion, Mutation, Region, Ring};
+use holdfast_engine::buffer::{Budget, DirtyBuffer, MemoryRegion, Mutation, Region, Ring};
 use holdfast_engine::codec::{Codec, ObjectKind, UserKey, decode_chunk};
 use holdfast_engine::env::Env;
 use holdfast_engine::ids::{BLOCK_BYTES, ObjectId, PoolId, SnapshotId, VolumeId};
@@ -132,7 +132,8 @@ fn sign(ring: &mut [u8]) {
 fn changed_rings_with_right_checksums() {
     const RING_BYTES: usize = 16 << 10;
     let memory = Arc::new(MemoryRegion::new(RING_BYTES));
-    let ring = Ring::open(Arc::clone(&memory) as Arc<dyn Region>).expect("an empty ring");
+    let ring =
+        Ring::open(Arc::clone(&memory) as Arc<dyn Region>, &Budget::unlimited()).expect("an empty ring");
     ring.bind(ObjectId([7; 16]), 0).expect("a grant");
     ring.append(&Mutation::Write { offset: 4096, data: vec![3; 100].into() }).expect("there is room");
     ring.append(&Mutation::Discard { offset: 0, len: 1 << 20 }).expect("there is room");
@@ -152,7 +153,7 @@ fn changed_rings_with_right_checksums() {
         let memory = Arc::new(MemoryRegion::new(RING_BYTES));
         memory.write_at(0, &changed);
         bounded("ring", input, RING_BYTES, || {
-            let Ok(ring) = Ring::open(memory) else { return };
+            let Ok(ring) = Ring::open(memory, &Budget::unlimited()) else { return };
             let _ = ring.recover();
             if ring.bind(ObjectId([7; 16]), mutator.draw() >> mutator.below(64)).is_ok() {
                 let _ = ring.append(&Mutation::Discard { offset: 0, len: 1 });

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::buffer::{DirtyBuffer, MemoryRegion, Ring};
+use holdfast_engine::buffer::{Budget, DirtyBuffer, MemoryRegion, Ring};
 use holdfast_engine::cache::{ChunkCache, MemoryCache};
 use holdfast_engine::codec::{Codec, DataKey, UserKey};
 use holdfast_engine::gc::{self, Rhythm};
@@ -241,7 +241,8 @@ impl Site {
             process: Arc::clone(&place.process),
             chance: chance.fork(),
         };
-        let ring = Arc::new(Ring::open(Arc::new(region))?);
+        // Memory is always tight, so that what is freed is given back.
+        let ring = Arc::new(Ring::open(Arc::new(region), &Budget::new(0))?);
         // Now and then the volume's durability is remote at first; what a journal has counts all the same.
         let remote = chance.hits(150);
         let (journal, lies) = match &place.journal {

@@ -43,4 +43,10 @@ impl Region for Mapped {
         }
         self.memory.write_at(offset, bytes);
     }
+
+    fn release(&self, offset: usize, len: usize) {
+        if !self.process.is_dead() {
+            self.memory.release(offset, len);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::buffer::{DirtyBuffer, Mutation, Ring};
+use holdfast_engine::buffer::{Budget, DirtyBuffer, Mutation, Ring};
 use holdfast_engine::env::Env;
 use holdfast_engine::gc::{Rhythm, maintain};
 use holdfast_engine::host::{HostError, OpenAs};
@@ -41,6 +41,8 @@ pub struct Parts {
     pub endpoint: String,
     /// Bytes of each volume's dirty buffer.
     pub dirty_bytes: usize,
+    /// What all dirty buffers share.
+    pub dirty_budget: Arc<Budget>,
     /// The journals on this node's disk.
     pub journals: Journals,
     /// How long I/O waits for a store that is away.
@@ -124,7 +126,8 @@ impl Parts {
         let adopted = self.front_end.adopt_dirty_region(&handle.to_string()).await.map_err(status::stack)?;
         let Some((region, _)) = adopted else { return Ok(0) };
         // One that cannot be read holds nothing that could be told of.
-        let left = Ring::open(Arc::new(Shared(region))).and_then(|ring| ring.recover()).unwrap_or_default();
+        let ring = Ring::open(Arc::new(Shared(region)), &Budget::unlimited());
+        let left = ring.and_then(|ring| ring.recover()).unwrap_or_default();
         let bytes = |(_, mutation): &(u64, Mutation)| match mutation {
             Mutation::Write { data, .. } => data.len() as u64,
             Mutation::Discard { .. } => 0,
@@ -143,7 +146,7 @@ impl Parts {
                 .await
                 .map_err(status::stack)?,
         };
-        let ring = Ring::open(Arc::new(Shared(region)))
+        let ring = Ring::open(Arc::new(Shared(region)), &self.dirty_budget)
             .map_err(|error| Status::data_loss(format!("the dirty buffer of volume {handle}: {error}")))?;
         Ok(Arc::new(ring))
     }
@@ -217,5 +220,9 @@ impl holdfast_engine::buffer::Region for Shared {
 
     fn write_at(&self, offset: usize, bytes: &[u8]) {
         self.0.write_at(offset, bytes);
+    }
+
+    fn release(&self, offset: usize, len: usize) {
+        holdfast_engine::buffer::Region::release(&*self.0, offset, len);
     }
 }

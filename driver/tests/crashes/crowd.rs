@@ -1,0 +1,96 @@
+//! A hundred volumes on one node, and the memory that they take.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::ALONE;
+use crate::site::{MIB, Node, Site, block};
+
+const VOLUMES: usize = 100;
+const VOLUME_BYTES: i64 = 64 * MIB;
+/// All that keeper and node plugin may take.
+const MEMORY_BYTES: u64 = 2 << 30;
+
+/// How often the memory is looked at while all volumes are written.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Writes `mib` MiB at random to each of the devices, to all at once.
+fn write(devices: &[PathBuf], mib: u32) {
+    let mut fio = Command::new("fio");
+    fio.args([
+        "--direct=1",
+        "--rw=randwrite",
+        "--bs=64k",
+        "--iodepth=4",
+        "--ioengine=libaio",
+        "--end_fsync=1",
+    ]);
+    fio.args(["--norandommap", "--randrepeat=0", "--group_reporting", &format!("--io_size={mib}m")]);
+    for (number, device) in devices.iter().enumerate() {
+        fio.arg(format!("--name=volume-{number}")).arg(format!("--filename={}", device.display()));
+    }
+    let output =
+        fio.output().unwrap_or_else(|error| panic!("fio cannot be run ({error}): apt-get install fio"));
+    assert!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Bytes of memory that a process has for itself.
+fn private_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Bytes of the shared memory of which a process holds descriptors, each once.
+fn shared_bytes(pid: u32) -> u64 {
+    let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    let is_memory =
+        |fd: &PathBuf| fs::read_link(fd).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"));
+    let blocks = |fd: PathBuf| fs::metadata(fd).map(|file| (file.ino(), file.blocks() * 512)).unwrap();
+    let mut files: Vec<(u64, u64)> = held.filter(is_memory).map(blocks).collect();
+    files.sort_unstable();
+    files.dedup_by_key(|(inode, _)| *inode);
+    files.iter().map(|(_, bytes)| bytes).sum()
+}
+
+/// Of keeper and node plugin.
+fn memory_bytes(node: &Node) -> u64 {
+    private_bytes(node.process.id()) + private_bytes(node.keeper.id()) + shared_bytes(node.keeper.id())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_volumes_on_a_node_take_at_most_two_gib() {
+    let _alone = ALONE.lock().await;
+    let mut site = Site::start().await;
+    let mut node = site.node("n1").await;
+    let (mut volumes, mut devices) = (Vec::new(), Vec::new());
+    for number in 0..VOLUMES {
+        let volume = site.create_sized(&format!("volume-{number}"), VOLUME_BYTES).await;
+        let context = site.attach(&volume, &node, &block()).await.unwrap();
+        devices.push(node.publish(&volume, &context, &block()).await.unwrap());
+        volumes.push(volume);
+    }
+    let attached = memory_bytes(&node);
+    // More than a dirty buffer has room for, so that each has been used in full.
+    devices.chunks(4).for_each(|some| write(some, 40));
+    let written = memory_bytes(&node);
+    let load = tokio::task::spawn_blocking(move || write(&devices, 16));
+    let mut most = written;
+    while !load.is_finished() {
+        most = most.max(memory_bytes(&node));
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    load.await.unwrap();
+    let mib = [attached, written, most].map(|bytes| bytes >> 20);
+    println!(
+        "{VOLUMES} volumes: {} MiB when attached, {} when written, {} under load",
+        mib[0], mib[1], mib[2]
+    );
+    assert!(most <= MEMORY_BYTES, "{} MiB", mib[2]);
+    for volume in &volumes {
+        node.unpublish(volume).await.unwrap();
+    }
+}
