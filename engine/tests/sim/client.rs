@@ -217,7 +217,7 @@ impl Site {
     ) -> Result<Option<(Journal, InJournal)>, OpenJournalError> {
         let env = chance::env(&self.world.chance, self.world.start);
         let owner = Owner { volume: self.volume, grant, key: self.key.clone(), env };
-        let patience = Patience { log: chance.delay(1_000..20_000), ..Patience::default() };
+        let patience = Patience { log: chance.delay(300..20_000), ..Patience::default() };
         let opened = space.open(&place.process, &owner, patience, chance).await;
         if let Err(error) = &opened {
             self.world.note(format_args!("{} cannot open the journal: {error}", place.process.name));
@@ -526,9 +526,11 @@ impl Client<'_> {
     /// Flushes, takes snapshots and deletes them.
     async fn flush(&self, chance: &Chance) {
         let mut taken: Vec<(SnapshotId, String)> = Vec::new();
+        // What puts everything into the store is rare where a journal has it.
+        let kinds = if self.place.journal.is_some() { 80 } else { 20 };
         for number in 0..FLUSHES {
             sleep(chance.delay(1..6_000)).await;
-            let outcome = match chance.among(0..20) {
+            let outcome = match chance.among(0..kinds) {
                 0..3 => {
                     let name = format!("{}.{number}", self.name());
                     self.model().cut_begins(self.opened.session, name.clone());
