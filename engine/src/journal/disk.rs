@@ -26,7 +26,8 @@ pub trait JournalDisk: Send + Sync + Debug {
     /// Reads `len` bytes at `at`. The range lies inside the disk.
     async fn read(&self, at: u64, len: usize) -> io::Result<Bytes>;
 
-    /// Writes each of `writes` at its place, in any order, and makes all of it durable. The ranges lie inside the disk.
+    /// Writes each of `writes` at its place, in any order, and makes all of it durable, and what was written before, also
+    /// if there are none. The ranges lie inside the disk.
     async fn write(&self, writes: Vec<(u64, Bytes)>) -> io::Result<()>;
 }
 

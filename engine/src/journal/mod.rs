@@ -24,8 +24,9 @@
 //! header names the place of the oldest frame that is still needed; each frame names the frame before it by its random
 //! id. The first thing that is no intact frame with the right predecessor and place is the end: a torn frame, one
 //! that was written behind a torn one, and a leftover of an earlier lap are never taken for one. What is found is made
-//! durable again before anything is built on it, since it may so far be in the system's memory only. Frames are
-//! overwritten only after a header that no longer needs them is durable.
+//! durable again before anything is built on it, since it may so far be in the system's memory only; no header is
+//! written before the one in the other slot is durable. Frames are overwritten only after a header that no longer needs
+//! them is durable.
 
 mod buffer;
 mod directory;

@@ -67,8 +67,13 @@ impl Journal {
         let capacity = ring.capacity;
         let mut state = scan(&ring, &owner, header).await?;
         // What was found may so far be in the system's memory only: this makes it durable, before anybody relies on it.
-        state.header = Header { generation: header.generation + 1, ..header };
-        disk.write(vec![state.header.encode()]).await.map_err(failed)?;
+        // Without another header: while the one found is not durable, the one in the other slot is what the disk has.
+        let mut writes = Vec::new();
+        if state.header.generation == 0 {
+            state.header.generation = 1;
+            writes.push(state.header.encode());
+        }
+        disk.write(writes).await.map_err(failed)?;
 
         let durable = state.last_laid().max(header.freed);
         let shared = Arc::new(Shared {

@@ -215,6 +215,22 @@ fn a_crash_at_any_sector_of_any_write_leaves_a_prefix_with_all_that_was_acknowle
 }
 
 #[test]
+fn a_loss_of_power_while_a_successor_opens_leaves_one_header() {
+    use Act::{Commit, Flush, Write};
+    let acts: Vec<Act> = [Write(1), Flush, Write(1), Flush, Commit(4)].into_iter().cycle().take(50).collect();
+    let whole = Torn::Prefix(usize::MAX);
+    for writes in 0..12 {
+        for seed in 0..100 {
+            // The last header of a killed process is in the system's memory only when the power fails.
+            let killed = Life { acts: acts.clone(), writes, torn: whole, power_lost: None };
+            let power_lost = Some(Torn::Scattered(seed));
+            let opening = Life { acts: Vec::new(), writes: 0, torn: whole, power_lost };
+            block_on(Model::default().run(&[killed, opening], None));
+        }
+    }
+}
+
+#[test]
 fn what_a_killed_process_left_unsynced_is_durable_once_its_successor_builds_on_it() {
     block_on(async {
         let disk = FakeDisk::new(DISK_BYTES);
