@@ -1,16 +1,15 @@
-//! The tier in memory: the chunks used last, up to a number of bytes.
+//! The tier in memory: the chunks used last, open, up to a number of bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::stats::{Counters, add};
-use super::{CacheStats, ChunkCache, ChunkKey};
+use super::{CacheStats, ChunkCache, OpenedKey};
 
 /// What an entry costs beyond its bytes, roughly: so that many tiny chunks are bounded too.
-const ENTRY_OVERHEAD_BYTES: u64 = 160;
+const ENTRY_OVERHEAD_BYTES: u64 = 192;
 
 /// Chunks in memory; the one used longest ago goes first.
 #[derive(Debug)]
@@ -22,9 +21,9 @@ pub struct MemoryCache {
 
 #[derive(Debug, Default)]
 struct Chunks {
-    by_key: HashMap<ChunkKey, (Bytes, u64)>,
+    by_key: HashMap<OpenedKey, (Bytes, u64)>,
     /// By the time of their last use, counted in uses.
-    by_use: BTreeMap<u64, ChunkKey>,
+    by_use: BTreeMap<u64, OpenedKey>,
     uses: u64,
     cost_bytes: u64,
 }
@@ -34,7 +33,7 @@ fn cost_bytes(chunk: &Bytes) -> u64 {
 }
 
 impl Chunks {
-    fn get(&mut self, key: &ChunkKey) -> Option<Bytes> {
+    fn get(&mut self, key: &OpenedKey) -> Option<Bytes> {
         let (chunk, used) = self.by_key.get_mut(key)?;
         self.uses += 1;
         self.by_use.remove(used);
@@ -43,7 +42,7 @@ impl Chunks {
         Some(chunk.clone())
     }
 
-    fn put(&mut self, key: ChunkKey, chunk: Bytes) {
+    fn put(&mut self, key: OpenedKey, chunk: Bytes) {
         self.uses += 1;
         self.cost_bytes += cost_bytes(&chunk);
         self.by_use.insert(self.uses, key);
@@ -80,49 +79,56 @@ impl MemoryCache {
     }
 }
 
-#[async_trait]
 impl ChunkCache for MemoryCache {
-    async fn get(&self, key: ChunkKey) -> Option<Bytes> {
-        let found = self.chunks().get(&key);
+    fn opened(&self, key: &OpenedKey) -> Option<Bytes> {
+        let found = self.chunks().get(key);
         self.counters.looked_up(found.is_some());
         found
     }
 
-    fn insert(&self, key: ChunkKey, stored: Bytes) {
-        if cost_bytes(&stored) > self.capacity_bytes {
+    fn keep_opened(&self, key: OpenedKey, blocks: &Bytes) {
+        if cost_bytes(blocks) > self.capacity_bytes {
             return add(&self.counters.rejections, 1);
         }
         // A copy: the chunk may be a small slice of a large response, which it would keep alive.
-        let stored = Bytes::copy_from_slice(&stored);
+        let blocks = Bytes::copy_from_slice(blocks);
         let mut chunks = self.chunks();
-        chunks.put(key, stored);
+        chunks.put(key, blocks);
         add(&self.counters.insertions, 1);
         while chunks.cost_bytes > self.capacity_bytes && chunks.evict() {
             add(&self.counters.evictions, 1);
         }
+    }
+
+    fn opened_bytes_max(&self) -> u64 {
+        self.capacity_bytes
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ObjectId;
+    use crate::cache::ChunkKey;
+    use crate::codec::DataKey;
+    use crate::ids::{ObjectId, VolumeId};
+    use crate::lineage::SourceId;
 
-    fn key(stored_offset: u32) -> ChunkKey {
-        ChunkKey { segment: ObjectId([3; 16]), stored_offset }
+    fn key(stored_offset: u32) -> OpenedKey {
+        let chunk = ChunkKey { segment: ObjectId([3; 16]), stored_offset };
+        OpenedKey { chunk, source: SourceId::of(VolumeId([1; 16]), None) }
     }
 
-    #[tokio::test]
-    async fn the_chunk_used_longest_ago_makes_room() {
+    #[test]
+    fn the_chunk_used_longest_ago_makes_room() {
         let cache = MemoryCache::new(3 * (1000 + ENTRY_OVERHEAD_BYTES));
         for offset in 0..3 {
-            cache.insert(key(offset), vec![offset as u8; 1000].into());
+            cache.keep_opened(key(offset), &vec![offset as u8; 1000].into());
         }
-        assert!(cache.get(key(0)).await.is_some());
-        cache.insert(key(3), vec![3; 1000].into());
-        assert_eq!(cache.get(key(1)).await, None);
+        assert!(cache.opened(&key(0)).is_some());
+        cache.keep_opened(key(3), &vec![3; 1000].into());
+        assert_eq!(cache.opened(&key(1)), None);
         for offset in [0, 2, 3] {
-            assert_eq!(cache.get(key(offset)).await, Some(vec![offset as u8; 1000].into()));
+            assert_eq!(cache.opened(&key(offset)), Some(vec![offset as u8; 1000].into()));
         }
         let stats = cache.stats();
         assert_eq!(
@@ -131,31 +137,42 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn what_is_put_again_replaces_and_is_counted_once() {
+    #[test]
+    fn what_is_put_again_replaces_and_is_counted_once() {
         let cache = MemoryCache::new(10_000);
-        cache.insert(key(1), vec![1; 2000].into());
-        cache.insert(key(1), vec![2; 500].into());
-        assert_eq!(cache.get(key(1)).await, Some(vec![2; 500].into()));
+        cache.keep_opened(key(1), &vec![1; 2000].into());
+        cache.keep_opened(key(1), &vec![2; 500].into());
+        assert_eq!(cache.opened(&key(1)), Some(vec![2; 500].into()));
         assert_eq!((cache.stats().entries, cache.stats().bytes), (1, 500));
     }
 
-    #[tokio::test]
-    async fn what_never_fits_is_turned_away_and_throws_nothing_out() {
+    #[test]
+    fn what_never_fits_is_turned_away_and_throws_nothing_out() {
         let cache = MemoryCache::new(2000);
-        cache.insert(key(1), vec![1; 100].into());
-        cache.insert(key(2), vec![2; 2000].into());
-        assert_eq!(cache.get(key(2)).await, None);
-        assert!(cache.get(key(1)).await.is_some());
+        cache.keep_opened(key(1), &vec![1; 100].into());
+        cache.keep_opened(key(2), &vec![2; 2000].into());
+        assert_eq!(cache.opened(&key(2)), None);
+        assert!(cache.opened(&key(1)).is_some());
         assert_eq!(cache.stats().rejections, 1);
     }
 
-    #[tokio::test]
-    async fn tiny_chunks_are_bounded_by_what_they_really_cost() {
+    #[test]
+    fn tiny_chunks_are_bounded_by_what_they_really_cost() {
         let cache = MemoryCache::new(100 * ENTRY_OVERHEAD_BYTES);
         for offset in 0..1000 {
-            cache.insert(key(offset), Bytes::from_static(b"x"));
+            cache.keep_opened(key(offset), &Bytes::from_static(b"x"));
         }
         assert!(cache.stats().entries < 100);
+    }
+
+    #[test]
+    fn what_was_opened_with_one_key_is_not_shown_to_who_has_another() {
+        let entropy = crate::env::Env::system().entropy;
+        let keys = [DataKey::random(&*entropy), DataKey::random(&*entropy)];
+        let sources = [Some(&keys[0]), Some(&keys[1]), None].map(|key| SourceId::of(VolumeId([1; 16]), key));
+        let cache = MemoryCache::new(10_000);
+        cache.keep_opened(OpenedKey { source: sources[0], ..key(1) }, &vec![1; 500].into());
+        let shown = sources.map(|source| cache.opened(&OpenedKey { source, ..key(1) }).is_some());
+        assert_eq!(shown, [true, false, false]);
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ChunkCache, ChunkKey, DiskCache, MemoryCache};
+use super::{ChunkCache, ChunkKey, DiskCache, MemoryCache, OpenedKey};
 
-/// Looks into memory first, then on the disk, if there is one; puts chunks into both.
+/// Opened chunks in memory, before sealed ones on the disk, if there is one.
 #[derive(Debug, Clone)]
 pub struct Tiers {
     /// The fast tier.
@@ -19,39 +19,51 @@ pub struct Tiers {
 #[async_trait]
 impl ChunkCache for Tiers {
     async fn get(&self, key: ChunkKey) -> Option<Bytes> {
-        if let Some(found) = self.memory.get(key).await {
-            return Some(found);
-        }
-        let found = self.disk.as_ref()?.get(key).await?;
-        self.memory.insert(key, found.clone());
-        Some(found)
+        self.disk.as_ref()?.get(key).await
     }
 
     fn insert(&self, key: ChunkKey, stored: Bytes) {
-        self.memory.insert(key, stored.clone());
         if let Some(disk) = &self.disk {
             disk.insert(key, stored);
         }
+    }
+
+    fn opened(&self, key: &OpenedKey) -> Option<Bytes> {
+        self.memory.opened(key)
+    }
+
+    fn keep_opened(&self, key: OpenedKey, blocks: &Bytes) {
+        self.memory.keep_opened(key, blocks);
+    }
+
+    fn opened_bytes_max(&self) -> u64 {
+        self.memory.opened_bytes_max()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ObjectId;
+    use crate::ids::{ObjectId, VolumeId};
+    use crate::lineage::SourceId;
 
     #[tokio::test]
-    async fn what_memory_has_dropped_comes_from_the_disk_and_back_into_memory() {
+    async fn memory_holds_what_was_opened_and_the_disk_what_is_sealed() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(DiskCache::open(dir.path(), 64 << 20).unwrap());
         let tiers = Tiers { memory: Arc::new(MemoryCache::new(3000)), disk: Some(disk.clone()) };
         let key = |stored_offset| ChunkKey { segment: ObjectId([1; 16]), stored_offset };
+        let source = SourceId::of(VolumeId([1; 16]), None);
+        let opened = |stored_offset| OpenedKey { chunk: key(stored_offset), source };
         for offset in 0..2 {
-            tiers.insert(key(offset), vec![offset as u8; 2000].into());
+            tiers.insert(key(offset), vec![offset as u8; 500].into());
+            tiers.keep_opened(opened(offset), &vec![!(offset as u8); 2000].into());
         }
         disk.drained().await;
-        assert_eq!(tiers.memory.get(key(0)).await, None);
-        assert_eq!(tiers.get(key(0)).await, Some(vec![0; 2000].into()));
-        assert_eq!(tiers.memory.get(key(0)).await, Some(vec![0; 2000].into()));
+        assert_eq!(tiers.opened(&opened(0)), None, "there was room for one");
+        assert_eq!(tiers.opened(&opened(1)), Some(vec![!1; 2000].into()));
+        for offset in 0..2 {
+            assert_eq!(tiers.get(key(offset)).await, Some(vec![offset as u8; 500].into()));
+        }
     }
 }

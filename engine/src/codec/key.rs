@@ -116,14 +116,7 @@ impl MasterKey {
     /// What `holdfast.json` says of the master key, so that a pool and its key generations can be seen to belong
     /// together: 32 hexadecimal digits that reveal nothing of the key.
     pub fn check_value(&self, pool: PoolId) -> String {
-        let mut check = [0; CHECK_BYTES];
-        let info = context(b"holdfast/1 key check", pool.0);
-        Salt::none(HKDF_SHA256)
-            .extract(self.0.as_slice())
-            .expand(&[&info], CheckLength)
-            .and_then(|okm| okm.fill(&mut check))
-            .expect("HKDF-SHA256 yields up to 8160 bytes");
-        hex::encode(check)
+        hex::encode(check(&self.0, &context(b"holdfast/1 key check", pool.0)))
     }
 }
 
@@ -134,6 +127,21 @@ impl DataKey {
         let okm = prk.expand(info, &AES_256_GCM).expect("HKDF-SHA256 yields up to 8160 bytes");
         LessSafeKey::new(UnboundKey::from(okm))
     }
+
+    /// Tells this key of `volume` from others, within a process, and reveals nothing of it.
+    pub(crate) fn id(&self, volume: VolumeId) -> [u8; CHECK_BYTES] {
+        check(&self.0, &context(b"holdfast/1 data key id", volume.0))
+    }
+}
+
+fn check(key: &[u8; KEY_BYTES], info: &[u8]) -> [u8; CHECK_BYTES] {
+    let mut check = [0; CHECK_BYTES];
+    Salt::none(HKDF_SHA256)
+        .extract(key)
+        .expand(&[info], CheckLength)
+        .and_then(|okm| okm.fill(&mut check))
+        .expect("HKDF-SHA256 yields up to 8160 bytes");
+    check
 }
 
 struct CheckLength;

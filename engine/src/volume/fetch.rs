@@ -2,11 +2,12 @@
 //!
 //! # Guarantees
 //! - Every chunk is checked (checksum or cipher tag, bound to its volume, segment and place) before a byte of it is
-//!   used, also when it comes from the local cache.
+//!   used, also when it comes from the local disk. One that this process has opened with the same key and kept in
+//!   memory is not checked again.
 //! - One request per chunk however many wait for it; neighbouring chunks share a request.
 //! - A segment that is gone is an error ([`FetchError::Gone`]), never zeros: the reader resolves again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,12 +19,12 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::cache::{ChunkCache, ChunkKey};
+use crate::cache::{ChunkCache, ChunkKey, OpenedKey};
 use crate::codec::{self, CodecError};
 use crate::env::Env;
-use crate::ids::VolumeId;
+use crate::ids::{BLOCK_BYTES, VolumeId};
 use crate::lineage::{Lineage, Source, UnknownAncestor};
-use crate::map::{Location, SegmentRef};
+use crate::map::Location;
 use crate::pool::layout;
 use crate::store::{Backoff, StoreError};
 
@@ -62,13 +63,13 @@ pub enum FetchError {
     UnknownAncestor(#[from] UnknownAncestor),
 }
 
-type Span = Shared<BoxFuture<'static, Result<Bytes, FetchError>>>;
+/// The chunks that a request has brought, opened. One that is damaged is so for those who want it.
+type Opened = BTreeMap<ChunkKey, Result<Bytes, FetchError>>;
 
-#[derive(Debug, Clone)]
-struct Flight {
-    span: Span,
-    start: u64,
-}
+/// A request under way.
+type Flight = Shared<BoxFuture<'static, Result<Arc<Opened>, FetchError>>>;
+
+type Flights = Arc<Mutex<BTreeMap<ChunkKey, Flight>>>;
 
 /// Gets chunks of a volume and of its ancestors.
 #[derive(Debug, Clone)]
@@ -76,7 +77,7 @@ pub struct Fetcher {
     lineage: Lineage,
     cache: Arc<dyn ChunkCache>,
     env: Env,
-    flights: Arc<Mutex<BTreeMap<ChunkKey, Flight>>>,
+    flights: Flights,
     permits: Arc<Semaphore>,
     answers: Arc<AtomicU64>,
 }
@@ -90,9 +91,50 @@ fn whole(location: &Location) -> Location {
     Location { chunk_offset: 0, ..*location }
 }
 
+/// Whether `blocks` are as many as the map says that the chunk has.
+fn is_whole(location: &Location, blocks: &Bytes) -> bool {
+    blocks.len() as u64 == u64::from(location.chunk_blocks) * BLOCK_BYTES
+}
+
 fn stored(location: &Location) -> Range<u64> {
     let start = u64::from(location.stored_offset);
     start..start + u64::from(location.stored_len)
+}
+
+/// The whole chunks that `locations` lie in, by the requests that bring them: neighbours share one. Those that follow
+/// one another in a segment must do so here.
+fn requests(locations: impl IntoIterator<Item = Location>) -> Vec<Vec<Location>> {
+    let mut requests: Vec<Vec<Location>> = Vec::new();
+    for location in locations.into_iter().map(|location| whole(&location)) {
+        match requests.last_mut().and_then(|request| Some((*request.first()?, *request.last()?, request))) {
+            Some((_, last, _)) if last == location => {}
+            Some((first, last, request))
+                if first.segment == location.segment
+                    && stored(&location).start >= stored(&last).end
+                    && stored(&location).start <= stored(&last).end + GAP_BYTES
+                    && stored(&location).end - stored(&first).start <= SPAN_BYTES =>
+            {
+                request.push(location);
+            }
+            Some(_) | None => requests.push(vec![location]),
+        }
+    }
+    requests
+}
+
+/// Takes a flight's chunks off the board, however it ends.
+struct Landing {
+    flights: Flights,
+    chunks: Vec<Location>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        for location in &self.chunks {
+            flights.remove(&cache_key(location));
+        }
+    }
 }
 
 impl Fetcher {
@@ -114,71 +156,74 @@ impl Fetcher {
 
     /// The decoded chunks (all their blocks) that `locations` lie in, by [`whole`] chunk.
     pub async fn chunks(&self, locations: &[Location]) -> Result<BTreeMap<Location, Bytes>, FetchError> {
-        let wanted: std::collections::BTreeSet<Location> = locations.iter().map(whole).collect();
+        let wanted: BTreeSet<Location> = locations.iter().map(whole).collect();
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
         for location in wanted {
-            match self.cache.get(cache_key(&location)).await.map(|sealed| self.open(&location, sealed)) {
-                Some(Ok(blocks)) => {
+            match self.near(&location).await? {
+                Some(blocks) => {
                     found.insert(location, blocks);
                 }
-                // A damaged cache entry is a miss: the store has the truth, and replaces it.
-                Some(Err(_)) | None => missing.push(location),
+                None => missing.push(location),
             }
         }
-        let waits = self.take_off(&missing)?;
-        for (location, flight) in waits {
-            let at = (u64::from(location.stored_offset) - flight.start) as usize;
-            let sealed = flight.span.await?.slice(at..at + location.stored_len as usize);
-            let blocks = self.open(&location, sealed.clone())?;
-            self.cache.insert(cache_key(&location), sealed);
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        for (location, flight) in self.take_off(missing)? {
+            let short = || FetchError::Short { location };
+            let opened = flight.await?.get(&cache_key(&location)).cloned();
+            let blocks = opened.ok_or_else(short)??;
+            // Who asked first may have had another idea of what lies there.
+            if !is_whole(&location, &blocks) {
+                return Err(short());
+            }
             found.insert(location, blocks);
         }
         Ok(found)
     }
 
+    /// The chunk, if it is in the cache.
+    async fn near(&self, location: &Location) -> Result<Option<Bytes>, FetchError> {
+        let opened = self.opened_key(location)?;
+        let found = self.cache.opened(&opened).filter(|blocks| is_whole(location, blocks));
+        if found.is_some() {
+            return Ok(found);
+        }
+        let Some(sealed) = self.cache.get(opened.chunk).await else { return Ok(None) };
+        let source = self.lineage.source(location.segment.volume)?;
+        // A damaged cache entry is a miss: the store has the truth, and replaces it.
+        let Ok(blocks) = codec::decode_chunk(sealed, location, source.key.as_ref()) else { return Ok(None) };
+        self.cache.keep_opened(opened, &blocks);
+        Ok(Some(blocks))
+    }
+
+    fn opened_key(&self, location: &Location) -> Result<OpenedKey, UnknownAncestor> {
+        let source = self.lineage.source_id(location.segment.volume)?;
+        Ok(OpenedKey { chunk: cache_key(location), source })
+    }
+
     /// The blocks of `location` out of what [`Self::chunks`] has returned.
     pub fn blocks(chunks: &BTreeMap<Location, Bytes>, location: &Location, blocks: u32) -> Option<Bytes> {
-        let from = usize::from(location.chunk_offset) * crate::ids::BLOCK_BYTES as usize;
-        let to = from + blocks as usize * crate::ids::BLOCK_BYTES as usize;
+        let from = usize::from(location.chunk_offset) * BLOCK_BYTES as usize;
+        let to = from + blocks as usize * BLOCK_BYTES as usize;
         chunks.get(&whole(location)).filter(|chunk| to <= chunk.len()).map(|chunk| chunk.slice(from..to))
     }
 
-    fn open(&self, location: &Location, sealed: Bytes) -> Result<Bytes, FetchError> {
-        let source = self.lineage.source(location.segment.volume)?;
-        Ok(codec::decode_chunk(sealed, location, source.key.as_ref())?)
-    }
-
     /// Joins the flights that are under way for `missing` (sorted) and starts the others.
-    fn take_off(&self, missing: &[Location]) -> Result<Vec<(Location, Flight)>, FetchError> {
+    fn take_off(&self, missing: Vec<Location>) -> Result<Vec<(Location, Flight)>, FetchError> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let mut waits = Vec::with_capacity(missing.len());
-        let mut group: Vec<Location> = Vec::new();
-        let mut groups: Vec<Vec<Location>> = Vec::new();
+        let mut fresh = Vec::new();
         for location in missing {
-            if let Some(flight) = flights.get(&cache_key(location)) {
-                waits.push((*location, flight.clone()));
-                continue;
+            match flights.get(&cache_key(&location)) {
+                Some(flight) => waits.push((location, flight.clone())),
+                None => fresh.push(location),
             }
-            let joins = group.first().zip(group.last()).is_some_and(|(first, last)| {
-                first.segment == location.segment
-                    && stored(location).start <= stored(last).end + GAP_BYTES
-                    && stored(location).end - stored(first).start <= SPAN_BYTES
-            });
-            if !joins && !group.is_empty() {
-                groups.push(std::mem::take(&mut group));
-            }
-            group.push(*location);
         }
-        if !group.is_empty() {
-            groups.push(group);
-        }
-        for group in groups {
-            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
-            let range = stored(first).start..stored(last).end;
-            let keys: Vec<ChunkKey> = group.iter().map(cache_key).collect();
-            let flight = Flight { start: range.start, span: self.span(first.segment, range, keys)? };
-            for location in group {
+        for request in requests(fresh) {
+            let flight = self.flight(request.clone())?;
+            for location in request {
                 flights.insert(cache_key(&location), flight.clone());
                 waits.push((location, flight.clone()));
             }
@@ -186,37 +231,28 @@ impl Fetcher {
         Ok(waits)
     }
 
-    fn span(&self, segment: SegmentRef, range: Range<u64>, keys: Vec<ChunkKey>) -> Result<Span, FetchError> {
-        let source = self.lineage.source(segment.volume)?;
-        let key = segment.key();
-        let (flights, env) = (Arc::clone(&self.flights), self.env.clone());
-        let (permits, answers) = (Arc::clone(&self.permits), Arc::clone(&self.answers));
+    /// Gets the chunks of one segment, opens them and keeps them near.
+    fn flight(&self, chunks: Vec<Location>) -> Result<Flight, FetchError> {
+        let (first, last) = (chunks[0], chunks[chunks.len() - 1]);
+        let source = self.lineage.source(first.segment.volume)?;
+        let range = stored(&first).start..stored(&last).end;
+        let fetcher = self.clone();
         let get = async move {
-            let _permit = permits.acquire().await;
-            let deadline = Instant::now() + PATIENCE;
-            let mut backoff = Backoff::default();
-            let outcome = loop {
-                match source.store.get_range(&key, range.clone()).await {
-                    Ok(bytes) => {
-                        answers.fetch_add(1, Ordering::Relaxed);
-                        break Ok(bytes);
-                    }
-                    Err(StoreError::NotFound { key }) => break Err(FetchError::Gone { key }),
-                    Err(StoreError::Unavailable { .. }) if Instant::now() < deadline => {
-                        backoff.pause(&env).await
-                    }
-                    Err(error) => break Err(FetchError::Store(error)),
-                }
-            };
-            let mut flights = flights.lock().unwrap_or_else(PoisonError::into_inner);
-            for key in &keys {
-                flights.remove(key);
-            }
-            outcome
+            let landing = Landing { flights: Arc::clone(&fetcher.flights), chunks };
+            let bytes = fetcher.get(&source, &first.segment.key(), range.clone()).await?;
+            let opened = landing.chunks.iter().map(|location| {
+                let at = (stored(location).start - range.start) as usize;
+                let sealed = bytes.slice(at..at + location.stored_len as usize);
+                (cache_key(location), fetcher.open(&source, location, sealed))
+            });
+            // They are in the cache before they leave the board.
+            let opened = Arc::new(opened.collect());
+            drop(landing);
+            Ok(opened)
         };
         // A task of its own: a reader that gives up must not take the flight away from the others.
         let task = tokio::spawn(get);
-        let lost = layout::segment(segment.volume, segment.id);
+        let lost = layout::segment(first.segment.volume, first.segment.id);
         Ok(async move {
             task.await.unwrap_or_else(|error| {
                 Err(FetchError::Store(StoreError::Unavailable { key: lost, reason: error.to_string() }))
@@ -224,5 +260,33 @@ impl Fetcher {
         }
         .boxed()
         .shared())
+    }
+
+    /// Opens a chunk that has come from the store and keeps it near.
+    fn open(&self, source: &Source, location: &Location, sealed: Bytes) -> Result<Bytes, FetchError> {
+        let opened = self.opened_key(location)?;
+        let blocks = codec::decode_chunk(sealed.clone(), location, source.key.as_ref())?;
+        self.cache.insert(opened.chunk, sealed);
+        self.cache.keep_opened(opened, &blocks);
+        Ok(blocks)
+    }
+
+    async fn get(&self, source: &Source, key: &str, range: Range<u64>) -> Result<Bytes, FetchError> {
+        let _permit = self.permits.acquire().await;
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::default();
+        loop {
+            match source.store.get_range(key, range.clone()).await {
+                Ok(bytes) => {
+                    self.answers.fetch_add(1, Ordering::Relaxed);
+                    return Ok(bytes);
+                }
+                Err(StoreError::NotFound { key }) => return Err(FetchError::Gone { key }),
+                Err(StoreError::Unavailable { .. }) if Instant::now() < deadline => {
+                    backoff.pause(&self.env).await
+                }
+                Err(error) => return Err(FetchError::Store(error)),
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::buffer::MemoryBuffer;
-use crate::cache::{ChunkCache, ChunkKey};
+use crate::cache::ChunkCache;
 use crate::codec::{self, DataKey};
 use crate::control::{publish, unpublish};
 use crate::env::Env;
@@ -31,14 +31,7 @@ const SIZE: u64 = 64 * MIB;
 #[derive(Debug)]
 struct NoCache;
 
-#[async_trait]
-impl ChunkCache for NoCache {
-    async fn get(&self, _key: ChunkKey) -> Option<Bytes> {
-        None
-    }
-
-    fn insert(&self, _key: ChunkKey, _stored: Bytes) {}
-}
+impl ChunkCache for NoCache {}
 
 /// A volume in a store in memory, and who may come to it.
 struct Scene {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::buffer::MemoryBuffer;
-use crate::cache::{ChunkCache, ChunkKey};
+use crate::cache::ChunkCache;
 use crate::codec::DataKey;
 use crate::control::{publish, unpublish};
 use crate::env::Env;
@@ -33,14 +33,7 @@ pub const BLOCKS: u64 = 1024;
 #[derive(Debug)]
 pub struct NoCache;
 
-#[async_trait]
-impl ChunkCache for NoCache {
-    async fn get(&self, _key: ChunkKey) -> Option<Bytes> {
-        None
-    }
-
-    fn insert(&self, _key: ChunkKey, _stored: Bytes) {}
-}
+impl ChunkCache for NoCache {}
 
 pub fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(100 * 3600)
