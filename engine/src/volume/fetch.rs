@@ -30,8 +30,8 @@ use crate::store::{Backoff, StoreError};
 
 /// Chunks this far apart in a segment still share a request: the bytes between cost less than a round trip.
 const GAP_BYTES: u64 = 16 << 10;
-/// The longest request.
-const SPAN_BYTES: u64 = 4 << 20;
+/// The longest request: four MiB of blocks, with the trailers of as many chunks.
+const SPAN_BYTES: u64 = (4 << 20) + (16 << 10);
 /// Requests of one volume that are under way together.
 const PARALLEL: usize = 64;
 /// How long a read waits for a store that does not answer.
@@ -103,7 +103,7 @@ fn stored(location: &Location) -> Range<u64> {
 
 /// The whole chunks that `locations` lie in, by the requests that bring them: neighbours share one. Those that follow
 /// one another in a segment must do so here.
-fn requests(locations: impl IntoIterator<Item = Location>) -> Vec<Vec<Location>> {
+pub(super) fn requests(locations: impl IntoIterator<Item = Location>) -> Vec<Vec<Location>> {
     let mut requests: Vec<Vec<Location>> = Vec::new();
     for location in locations.into_iter().map(|location| whole(&location)) {
         match requests.last_mut().and_then(|request| Some((*request.first()?, *request.last()?, request))) {
@@ -152,6 +152,11 @@ impl Fetcher {
     /// How the objects of a volume are read.
     pub(crate) fn source(&self, volume: VolumeId) -> Result<Source, UnknownAncestor> {
         self.lineage.source(volume)
+    }
+
+    /// Bytes that may be read ahead of their use: what the cache keeps is for others too.
+    pub(super) fn ahead_bytes(&self) -> u64 {
+        self.cache.opened_bytes_max() / 4
     }
 
     /// The decoded chunks (all their blocks) that `locations` lie in, by [`whole`] chunk.

@@ -23,6 +23,7 @@
 //! The next session under the same grant serves those from the start and commits them with its first batch, before
 //! anything newer. Segments that no record names are garbage for the collector.
 
+mod ahead;
 mod batch;
 mod bulk;
 mod checkpoint;

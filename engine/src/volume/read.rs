@@ -1,13 +1,20 @@
 //! Reading blocks as a map says.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::{FetchError, Fetcher, VolumeError};
+use futures::future::join_all;
+use tokio::sync::Semaphore;
+
+use super::ahead::ReadAhead;
+use super::{FetchError, Fetcher, VolumeError, fetch};
 use crate::ids::{BLOCK_BYTES, VolumeId};
 use crate::map::{Extent, Location, Map, MapError, MapView};
 
 /// How often a block is resolved again whose segment was collected between the look into the map and the get.
 const RESOLVES: usize = 5;
+/// Requests ahead of the readers that are under way together. Those that somebody waits for have more.
+const AHEAD_PARALLEL: usize = 16;
 
 /// A map to read by.
 #[derive(Debug, Clone)]
@@ -33,12 +40,15 @@ pub struct BlockReader {
     volume: VolumeId,
     blocks: Blocks,
     fetcher: Fetcher,
+    ahead: Arc<ReadAhead>,
+    permits: Arc<Semaphore>,
 }
 
 impl BlockReader {
     /// Reads what `blocks` names through `fetcher`.
     pub fn new(volume: VolumeId, blocks: Blocks, fetcher: Fetcher) -> Self {
-        Self { volume, blocks, fetcher }
+        let ahead = Arc::new(ReadAhead::new(fetcher.ahead_bytes()));
+        Self { volume, blocks, fetcher, ahead, permits: Arc::new(Semaphore::new(AHEAD_PARALLEL)) }
     }
 
     /// The map.
@@ -51,8 +61,12 @@ impl BlockReader {
         &self.fetcher
     }
 
-    /// Reads the blocks `from..to` into `out`, which has room for exactly those. Holes are zeros.
+    /// Reads the blocks `from..to` into `out`, which has room for exactly those. Holes are zeros. What a reader who
+    /// reads on will ask for next is got meanwhile.
     pub async fn read(&self, from: u64, to: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        if let Some(next) = self.ahead.passes(from, to) {
+            tokio::spawn(self.clone().read_ahead(next));
+        }
         let mut resolves = 0;
         loop {
             let extents = self.blocks.lookup(from, to).await;
@@ -64,6 +78,17 @@ impl BlockReader {
                 Ok(()) => return Ok(()),
             }
         }
+    }
+
+    /// Gets `blocks` into the cache. What cannot be had, the read that needs it asks for again.
+    async fn read_ahead(self, blocks: Range<u64>) {
+        let Ok(extents) = self.blocks.lookup(blocks.start, blocks.end).await else { return };
+        let requests = fetch::requests(extents.iter().filter_map(|extent| extent.location));
+        let gets = requests.iter().map(async |request| {
+            let _permit = self.permits.acquire().await;
+            self.fetcher.chunks(request).await.is_ok()
+        });
+        join_all(gets).await;
     }
 
     /// Reads what `extents` name; `out` begins at block `from`.

@@ -22,6 +22,7 @@ use crate::store::{Memory, Store};
 mod faults;
 mod journal;
 mod outages;
+mod reading;
 mod streams;
 
 const MIB: u64 = 1 << 20;

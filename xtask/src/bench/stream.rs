@@ -16,7 +16,8 @@ const SEGMENT_MIB: u64 = 8;
 
 const WRITE_CAUSE: &str = "Each byte is copied from the loop device to FUSE, into the dirty buffer and into its segment, \
                            and checked twice: the processors are busy before the store is.";
-const READ_CAUSE: &str = "Nothing is read ahead: the store sees what fio has under way, in gets of 1 MiB.";
+const READ_CAUSE: &str =
+    "What is read ahead is copied into the cache, from there into each answer, and by FUSE again.";
 
 pub const LINES: [Line; 4] = [
     Line {
