@@ -99,6 +99,11 @@ impl Director {
                 14..16 => self.pause(node),
                 16 => self.detach(node).await,
                 17..20 if self.nodes[node].journal.is_some() && self.chance.hits(500) => {
+                    if self.chance.hits(500) {
+                        // While a successor has just begun with what a killed process has left unsynced.
+                        self.restart(self.holder);
+                        sleep(self.chance.delay(1..100)).await;
+                    }
                     self.lose_power(self.holder);
                 }
                 17..20 => self.clone_something(),
