@@ -6,8 +6,9 @@
 //! nothing but their own chunks.
 //!
 //! # Guarantees
-//! - A volume never asks for more ahead of its readers than a share of the cache, however many streams there are; so
-//!   what was read ahead is not thrown out by what else is, and memory is bounded.
+//! - A volume never asks for more ahead of its readers than a share of the cache, however many streams there are. So
+//!   its streams do not throw out what was read ahead for each other, and memory is bounded. Those of several volumes,
+//!   which share the cache, may.
 //! - A failure to read ahead is nobody's failure: the read that needs the block asks for it again and says why.
 
 use std::ops::Range;
