@@ -9,7 +9,7 @@ use super::{
 
 const OPEN_CAUSE: &str = "The extents are appended at a million a second, as no device writes them. A checkpoint that is under way does not \
      hold appends up: 6 of the 10 million lie in records after the newest root, and are replayed one by one.";
-const MAP_CAUSE: &str = "What was replayed and is in no checkpoint yet is in the memtable, at some 50 bytes an extent. Pages take 17.";
+const MAP_CAUSE: &str = "What was replayed and is in no checkpoint yet is in the memtable, at some 40 bytes an extent. Pages take 17.";
 
 pub const OPEN: [Line; 3] = [
     Line {
