@@ -82,7 +82,7 @@ pub struct NodeArgs {
     #[arg(long, default_value_t = 32 << 20)]
     pub dirty_bytes: usize,
     /// Bytes of the dirty buffers of all volumes together. Each volume may have 2 MiB beyond that.
-    #[arg(long, default_value_t = 256 << 20)]
+    #[arg(long, default_value_t = 192 << 20)]
     pub dirty_total_bytes: u64,
     /// Directory for the journals of volumes with `durability: journal`, on a disk that survives a loss of power.
     /// Below the state directory if it is not given.
