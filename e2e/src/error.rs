@@ -111,7 +111,7 @@ pub enum Error {
 }
 
 /// Attaches the file that an [`io::Error`] is about.
-pub(crate) trait Named<T> {
+pub trait Named<T> {
     /// Turns an I/O result into ours.
     fn named(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }

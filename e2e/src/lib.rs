@@ -48,7 +48,7 @@ pub mod workload;
 
 use std::path::PathBuf;
 
-pub use error::{Error, Result};
+pub use error::{Error, Named, Result};
 
 /// The root of the checkout that this library was built from.
 pub fn repository() -> PathBuf {

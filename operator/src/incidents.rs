@@ -17,14 +17,13 @@ use holdfast_api::jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
 use crate::api;
 use crate::context::Context;
 use crate::error::Error;
 use crate::probe::Incident;
-use crate::target::distribution::{component, drivers, health_address};
+use crate::target::distribution::{component, driver_name, drivers, health_address};
 
 /// Node plugins asked at once.
 const PARALLEL: usize = 16;
@@ -60,8 +59,7 @@ async fn incidents(ctx: &Context) -> Result<Vec<(String, Incident)>, Error> {
 
 /// What one tells. If it does not answer, it is asked again the next time.
 async fn ask(ctx: &Context, pod: Pod) -> Vec<(String, Incident)> {
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    let node = node.unwrap_or_else(|| pod.name_any());
+    let node = driver_name(&pod);
     let Some(address) = health_address(&pod) else { return Vec::new() };
     match ctx.probe.incidents(&address).await {
         Ok(incidents) => incidents.into_iter().map(|incident| (node.clone(), incident)).collect(),

@@ -111,7 +111,7 @@ pub fn component(pod: &Pod) -> Option<&str> {
 }
 
 /// The node, which tells a person more than the pod's name does.
-fn driver_name(pod: &Pod) -> String {
+pub fn driver_name(pod: &Pod) -> String {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     match component(pod) {
         Some("node") => node.unwrap_or_else(|| pod.name_any()),

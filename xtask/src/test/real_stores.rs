@@ -3,7 +3,7 @@
 use std::fs;
 
 use holdfast_e2e::{
-    Error, Result,
+    Error, Named, Result,
     process::Cmd,
     report,
     stores::{Ceph, S3rver, S3sFs, Store},
@@ -49,17 +49,11 @@ pub(super) fn check() -> Result<Tally> {
 /// Writes a pool file for each store and tells the tests where they are.
 fn tests_on(variable: &str, stores: &[&dyn Store], files: &tempfile::TempDir, command: Cmd) -> Result<Cmd> {
     let directory = files.path().join(variable);
-    let write = |path: &std::path::Path, text: &str| {
-        fs::write(path, text).map_err(|source| Error::File { action: "write", path: path.into(), source })
-    };
-    fs::create_dir(&directory).map_err(|source| Error::File {
-        action: "create",
-        path: directory.clone(),
-        source,
-    })?;
+    fs::create_dir(&directory).named("create", &directory)?;
     for store in stores {
         let name = store.name();
-        write(&directory.join(format!("{name}.yaml")), &store.location(name).pool_file()?)?;
+        let file = directory.join(format!("{name}.yaml"));
+        fs::write(&file, store.location(name).pool_file()?).named("write", &file)?;
     }
     Ok(command.env(variable, directory))
 }

@@ -1,9 +1,9 @@
 //! A volume in Ceph under verifying fio, while gateway and OSDs are killed, frozen, and started again.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use holdfast_e2e::{
-    Error, Result,
+    Error, Named, Result,
     interrupt::{self, Seen},
     report,
     stores::{Ceph, Store},
@@ -25,8 +25,8 @@ const ROUNDS: usize = 3;
 pub(super) fn check(ceph: &mut Ceph) -> Result<Tally> {
     let files = tempfile::tempdir()
         .map_err(|source| Error::System { what: "making a temporary directory", source })?;
-    write(&files.path().join("pool.yaml"), &ceph.location("faults").pool_file()?)?;
-    let (loaded, done) = (files.path().join("loaded"), files.path().join("done"));
+    let [pool, loaded, done] = ["pool.yaml", "loaded", "done"].map(|name| files.path().join(name));
+    fs::write(&pool, ceph.location("faults").pool_file()?).named("write", &pool)?;
     let test = cargo()
         .env(FAULTS, files.path())
         .args(["test", "--locked", "--quiet", "--package", "holdfast-driver", "--test", "crashes"])
@@ -39,7 +39,7 @@ pub(super) fn check(ceph: &mut Ceph) -> Result<Tally> {
         });
         let made = begun.and_then(|()| faults(ceph));
         // Also after a failure, so that the test ends.
-        let told = write(&done, "");
+        let told = fs::write(&done, "").named("write", &done);
         let tally = test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         made.and(told).and(tally)
     })
@@ -70,8 +70,4 @@ fn faults(ceph: &mut Ceph) -> Result<()> {
         ceph.wait_until_healthy()?;
         ceph.start_gateway()
     })
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|source| Error::File { action: "write", path: path.into(), source })
 }

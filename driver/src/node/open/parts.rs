@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use super::{OpenVolume, ReadOnlyVolume, Served};
-use crate::frontend::{FrontEnd, Region, Saved, Stack};
+use crate::frontend::{FrontEnd, Saved, Stack};
 use crate::handles::VolumeHandle;
 use crate::incidents::Incidents;
 use crate::keeper::Link;
@@ -126,7 +126,7 @@ impl Parts {
         let adopted = self.front_end.adopt_dirty_region(&handle.to_string()).await.map_err(status::stack)?;
         let Some((region, _)) = adopted else { return Ok(0) };
         // One that cannot be read holds nothing that could be told of.
-        let ring = Ring::open(Arc::new(Shared(region)), &Budget::unlimited());
+        let ring = Ring::open(region, &Budget::unlimited());
         let left = ring.and_then(|ring| ring.recover()).unwrap_or_default();
         let bytes = |(_, mutation): &(u64, Mutation)| match mutation {
             Mutation::Write { data, .. } => data.len() as u64,
@@ -146,7 +146,7 @@ impl Parts {
                 .await
                 .map_err(status::stack)?,
         };
-        let ring = Ring::open(Arc::new(Shared(region)), &self.dirty_budget)
+        let ring = Ring::open(region, &self.dirty_budget)
             .map_err(|error| Status::data_loss(format!("the dirty buffer of volume {handle}: {error}")))?;
         Ok(Arc::new(ring))
     }
@@ -202,27 +202,5 @@ impl From<Refused> for Status {
         match refused {
             Refused::Lost(status) | Refused::Failed(status) => status,
         }
-    }
-}
-
-/// A region of the front end as the engine's buffer sees it.
-#[derive(Debug)]
-struct Shared(Arc<Region>);
-
-impl holdfast_engine::buffer::Region for Shared {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn read_at(&self, offset: usize, bytes: &mut [u8]) {
-        self.0.read_at(offset, bytes);
-    }
-
-    fn write_at(&self, offset: usize, bytes: &[u8]) {
-        self.0.write_at(offset, bytes);
-    }
-
-    fn release(&self, offset: usize, len: usize) {
-        holdfast_engine::buffer::Region::release(&*self.0, offset, len);
     }
 }

@@ -1,5 +1,7 @@
 //! Writing more than a segment: what is put, and when.
 
+use tokio::task::JoinHandle;
+
 use super::faults::{Kind, Trouble};
 use super::*;
 use crate::pool::layout;
@@ -24,6 +26,11 @@ async fn check_scattered(volume: &Volume, blocks: u64) {
         let read = volume.read(scattered(number), BLOCK_BYTES).await.unwrap();
         assert!(read == content(number, 1), "block {number}");
     }
+}
+
+fn flush_meanwhile(volume: &Volume) -> JoinHandle<Result<(), VolumeError>> {
+    let volume = volume.clone();
+    tokio::spawn(async move { volume.flush().await })
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,10 +59,7 @@ async fn segments_land_while_a_record_is_on_its_way() {
     let volume = scene.open(grant).await;
     write_scattered(&volume, 0..1).await;
     trouble.on.send_replace(true);
-    let flush = tokio::spawn({
-        let volume = volume.clone();
-        async move { volume.flush().await }
-    });
+    let flush = flush_meanwhile(&volume);
     trouble.was_met().await;
     let blocks = 3 * SEGMENT_BLOCKS;
     write_scattered(&volume, 1..blocks).await;
@@ -81,10 +85,7 @@ async fn a_flush_waits_for_all_segments_before_its_record() {
     trouble.on.send_replace(true);
     write_scattered(&volume, 0..SEGMENT_BLOCKS + 100).await;
     let records = scene.keys(&layout::records(scene.log.volume)).await.len();
-    let flush = tokio::spawn({
-        let volume = volume.clone();
-        async move { volume.flush().await }
-    });
+    let flush = flush_meanwhile(&volume);
     trouble.was_met().await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!flush.is_finished());
