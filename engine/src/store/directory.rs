@@ -140,22 +140,17 @@ impl Root {
             sync(parent)?;
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let mode = Mode::from_raw_mode(0o644);
-        let mut file = File::from(rustix::fs::open(
-            &self.path,
-            OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
-            mode,
-        )?);
-        direct::write(&mut file, body)?;
-        file.sync_all()?;
-        let linked = match link(&file, &path) {
+        // Where it will have its name: file systems spread directories, and search near one for room for its files.
+        let mut file = match unnamed(parent) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.make_directories(parent)?;
-                link(&file, &path)
+                unnamed(parent)
             }
             outcome => outcome,
-        };
-        match linked {
+        }?;
+        direct::write(&mut file, body)?;
+        file.sync_all()?;
+        match link(&file, &path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             // Whoever's link it is: what exists from now on must be durable.
             outcome => sync(parent).and(outcome),
@@ -276,6 +271,12 @@ impl Root {
 
 fn millis(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A file without a name, for `directory`.
+fn unnamed(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(directory, flags, Mode::from_raw_mode(0o644))?.into())
 }
 
 /// Gives an unnamed file its name, if nothing has it.
