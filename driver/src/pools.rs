@@ -12,6 +12,7 @@ use holdfast_engine::ids::PoolId;
 use holdfast_engine::log::Log;
 use holdfast_engine::map::PageCache;
 use holdfast_engine::pool::{Access, Pool, PoolEntry, PoolKind, PoolSet, PoolSource, VolumeJson};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -72,6 +73,11 @@ impl Pools {
     /// Loads what the files say now.
     pub async fn load(&self) {
         self.set().refresh().await;
+    }
+
+    /// Tells of each pool that is opened, or that turns out not to open, from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.set().changes()
     }
 
     fn set(&self) -> &PoolSet {

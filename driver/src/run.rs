@@ -211,8 +211,10 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
     let registered_at = sockets::path_of(&common.endpoint)?;
     let calls = async {
         // A store that is away must hold up neither the volumes of the others nor the calls.
-        let _ = tokio::time::timeout(LOAD_LIMIT, pools.load()).await;
-        volumes.adopt_all().await.map_err(RunError::Adopt)?;
+        let load = async {
+            let _ = tokio::time::timeout(LOAD_LIMIT, pools.load()).await;
+        };
+        volumes.adopt_all(load).await.map_err(RunError::Adopt)?;
         // The CSI socket first: the kubelet dials it as soon as it finds the other.
         let listener = sockets::bind(&registered_at)?;
         let registration = sockets::bind(&registration::socket(&kubelet_dir))?;

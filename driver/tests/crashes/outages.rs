@@ -48,6 +48,24 @@ fn read_block(device: &Path, byte: u8) -> bool {
     page.0 == [byte; 4096]
 }
 
+/// A pool whose store takes connections and never answers.
+struct SilentPool {
+    _store: std::net::TcpListener,
+    file: PathBuf,
+}
+
+impl SilentPool {
+    fn add_to(site: &Site) -> Self {
+        let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = store.local_addr().unwrap();
+        let credentials = "credentials: {accessKeyId: a, secretAccessKey: b}";
+        let text = format!("url: s3://bucket\nendpoint: http://{endpoint}\nallowHttp: true\n{credentials}\n");
+        let file = site.path("pools/silent.yaml");
+        fs::write(&file, text).unwrap();
+        Self { _store: store, file }
+    }
+}
+
 /// Asks until the condition of the volume is as wanted.
 async fn condition(node: &mut Node, volume: &Volume, abnormal: bool) -> VolumeCondition {
     let begun = Instant::now();
@@ -193,4 +211,34 @@ async fn a_full_cache_disk_is_no_error_and_nothing_false_is_read() {
     let full = (room.f_blocks - room.f_bfree) * room.f_frsize;
     assert!(full > 2 << 20, "the cache has not come near the disk's end: {full} bytes");
     node.unpublish(&volume).await.unwrap();
+}
+
+/// As long as a successor would wait for the silent pool to be opened.
+const SILENCE: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_does_not_answer_holds_up_no_volume_of_another_when_the_node_plugin_dies() {
+    let _alone = ALONE.lock().await;
+    let mut site = Site::start().await;
+    let mut node = site.node("n1").await;
+    let volume = site.create_sized("served", 16 * MIB as i64).await;
+    let context = site.attach(&volume, &node, &block()).await.unwrap();
+    let device = node.publish(&volume, &context, &block()).await.unwrap();
+    let silent = SilentPool::add_to(&site);
+    node.process.kill();
+    let written = write_block(&device, 7, true);
+    let begun = Instant::now();
+    let served = tokio::spawn(async move {
+        written.await.unwrap().unwrap();
+        begun.elapsed()
+    });
+    node.start_again().await;
+    let waited = served.await.unwrap();
+    assert!(waited < SILENCE, "a write waited for {waited:?}");
+    assert!(begun.elapsed() >= SILENCE, "the other pool was not waited for");
+    println!("the write waited for {waited:?}");
+    fs::remove_file(&silent.file).unwrap();
+    assert!(read_block(&device, 7));
+    node.unpublish(&volume).await.unwrap();
+    site.detach(&volume, &node).await;
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{SHA256, digest};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Access, Pool, PoolError};
@@ -104,13 +105,14 @@ pub struct PoolSet {
     env: Env,
     slots: RwLock<Slots>,
     refreshing: tokio::sync::Mutex<()>,
+    changes: watch::Sender<()>,
 }
 
 impl PoolSet {
     /// The pools of `sources`, none of which is loaded before [`Self::refresh`]. Pools in directories must lie below
     /// one of `roots`; no roots allow every directory.
     pub fn new(sources: Vec<PoolSource>, roots: Vec<PathBuf>, env: Env) -> Self {
-        Self { sources, roots, env, slots: RwLock::default(), refreshing: tokio::sync::Mutex::default() }
+        Self::with(sources, roots, env, Slots::new())
     }
 
     /// A set of pools that are open already.
@@ -119,9 +121,17 @@ impl PoolSet {
             let name = pool.name().to_owned();
             ((kind, name), Slot { digest: Vec::new(), open: Some(pool), error: None })
         };
-        let slots = RwLock::new(pools.into_iter().map(slot).collect());
-        let (sources, roots) = (Vec::new(), Vec::new());
-        Self { sources, roots, env, slots, refreshing: tokio::sync::Mutex::default() }
+        Self::with(Vec::new(), Vec::new(), env, pools.into_iter().map(slot).collect())
+    }
+
+    fn with(sources: Vec<PoolSource>, roots: Vec<PathBuf>, env: Env, slots: Slots) -> Self {
+        let (slots, refreshing) = (RwLock::new(slots), tokio::sync::Mutex::default());
+        Self { sources, roots, env, slots, refreshing, changes: watch::Sender::default() }
+    }
+
+    /// Tells of each pool that is opened, or that turns out not to open, from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// The pool with this id.
@@ -184,6 +194,7 @@ impl PoolSet {
         self.slots_mut().retain(|key, _| found.contains_key(key));
         while let Some((key, slot)) = pending.next().await {
             self.slots_mut().insert(key, slot);
+            self.changes.send_replace(());
         }
     }
 
@@ -365,6 +376,25 @@ mod tests {
         fixture.write("p", "a", "");
         fixture.set.refresh().await;
         assert_eq!(fixture.named("p").unwrap().id(), id);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_holds_up_its_own_pool_only() {
+        let fixture = Fixture::new();
+        fixture.write("good", "a", "");
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = silent.local_addr().unwrap();
+        let credentials = "credentials: {accessKeyId: a, secretAccessKey: b}";
+        let text = format!("url: s3://bucket\nendpoint: http://{endpoint}\n{credentials}\n");
+        std::fs::write(fixture.files.path().join("silent.yaml"), text).unwrap();
+        let mut changes = fixture.set.changes();
+        tokio::select! {
+            biased;
+            () = fixture.set.refresh() => panic!("nobody answers for the other store"),
+            changed = changes.changed() => changed.unwrap(),
+        }
+        assert!(fixture.named("good").is_ok());
+        assert_eq!(fixture.set.entries().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

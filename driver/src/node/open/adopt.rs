@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{OpenVolumes, Refused};
@@ -31,31 +32,58 @@ pub(super) fn publication(saved: &Saved) -> Option<Publication> {
 }
 
 impl OpenVolumes {
-    /// Serves everything again that a predecessor served, each volume as soon as it can be opened. Returns when each
-    /// has been tried once; those that have to wait for their pools go on being tried.
-    pub async fn adopt_all(self: &Arc<Self>) -> Result<(), Status> {
+    /// Serves everything again that a predecessor served, each volume as soon as it can be opened, while `load` opens
+    /// the pools: one that is slow holds up the volumes in it, and no others. Returns when each volume has been tried
+    /// with all pools that there are by the end of `load`; those that have to wait for their pools go on being tried.
+    pub async fn adopt_all(self: &Arc<Self>, load: impl Future<Output = ()>) -> Result<(), Status> {
         let keys = self.parts.front_end.saved_keys().await.map_err(status::stack)?;
-        let tries = keys.into_iter().map(async |key| {
-            let Some(handle) = VolumeHandle::parse(&key) else {
-                tracing::error!(key, "the keeper holds a stack whose name is no volume; it is left alone");
-                return;
-            };
-            self.pending().insert(handle);
-            if !self.try_adopt(handle).await {
-                let volumes = Arc::clone(self);
-                tokio::spawn(async move {
-                    while !volumes.try_adopt(handle).await {
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                });
+        let loaded = CancellationToken::new();
+        let tries = keys.into_iter().map(async |key| match VolumeHandle::parse(&key) {
+            Some(handle) => {
+                self.pending().insert(handle);
+                self.adopt_soon(handle, &loaded).await;
+            }
+            None => {
+                tracing::error!(key, "the keeper holds a stack whose name is no volume; it is left alone")
             }
         });
-        futures::future::join_all(tries).await;
+        let loading = async {
+            load.await;
+            loaded.cancel();
+        };
+        tokio::join!(loading, futures::future::join_all(tries));
         let devices: Vec<PathBuf> = self.all().iter().map(|volume| volume.stack.loop_path()).collect();
         if let Err(error) = freeze::thaw_leftovers(&devices, &self.parts.offload).await {
             tracing::error!(%error, "a file system may have stayed frozen");
         }
         Ok(())
+    }
+
+    /// Tries to serve a volume each time that a pool has been opened, and once more when all are `loaded`; from then on
+    /// in the background.
+    async fn adopt_soon(self: &Arc<Self>, handle: VolumeHandle, loaded: &CancellationToken) {
+        let mut changes = self.parts.pools.changes();
+        loop {
+            let is_last = loaded.is_cancelled();
+            let is_worth_it = is_last || self.parts.pools.pool(handle.pool).is_ok();
+            if is_worth_it && self.try_adopt(handle).await {
+                return;
+            }
+            if is_last {
+                break;
+            }
+            tokio::select! {
+                () = loaded.cancelled() => {}
+                // The sender is there as long as the pools are.
+                _ = changes.changed() => {}
+            }
+        }
+        let volumes = Arc::clone(self);
+        tokio::spawn(async move {
+            while !volumes.try_adopt(handle).await {
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
     }
 
     /// Whether nothing remains to be tried.
