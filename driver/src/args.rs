@@ -78,6 +78,10 @@ pub struct NodeArgs {
     /// outage.
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
     pub outage_seconds: u64,
+    /// Bytes per second that all restored volumes together are copied with from their archives; 0 for no limit. What
+    /// they read is not limited.
+    #[arg(long, default_value_t = 0)]
+    pub hydrate_bytes_per_second: u64,
     /// Bytes of each volume's buffer for writes that are not yet in the store.
     #[arg(long, default_value_t = 32 << 20)]
     pub dirty_bytes: usize,

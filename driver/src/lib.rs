@@ -11,6 +11,7 @@
 //! ```
 
 pub mod args;
+pub mod cache_metrics;
 pub mod capability;
 pub mod controller;
 pub mod frontend;

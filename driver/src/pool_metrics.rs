@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
+use crate::cache_metrics;
 use crate::node::open::{OpenVolume, OpenVolumes};
 use crate::pools::Pools;
 
@@ -130,6 +131,8 @@ impl Collector for VolumeMetrics {
                 .encode(dirty.encode_family(&labels)?)?;
         }
         self.encode_journals(&mut encoder, &volumes)?;
+        encode_hydration(&mut encoder, &volumes)?;
+        cache_metrics::encode_volumes(&mut encoder, &volumes)?;
         let help = "Seconds for which the store of a volume has been away and its I/O has waited; 0 while it answers";
         let mut away =
             encoder.encode_descriptor("volume_store_away_seconds", help, None, MetricType::Gauge)?;
@@ -147,6 +150,31 @@ impl Collector for VolumeMetrics {
         }
         Ok(())
     }
+}
+
+/// How far restored volumes have been copied.
+fn encode_hydration(
+    encoder: &mut DescriptorEncoder<'_>,
+    volumes: &[Arc<OpenVolume>],
+) -> Result<(), fmt::Error> {
+    let restored: Vec<_> = volumes
+        .iter()
+        .map(|volume| (OfVolume { volume: volume.handle.to_string() }, volume.hydration()))
+        .filter(|(_, hydration)| hydration.total_bytes > 0)
+        .collect();
+    let help = "Bytes of a restored volume that lay in its archive when it was made";
+    let mut total = encoder.encode_descriptor("volume_restored_bytes", help, None, MetricType::Gauge)?;
+    for (labels, hydration) in &restored {
+        let bytes = i64::try_from(hydration.total_bytes).unwrap_or(i64::MAX);
+        ConstGauge::new(bytes).encode(total.encode_family(labels)?)?;
+    }
+    let help = "Bytes of a restored volume that are still to be copied from its archive";
+    let mut left = encoder.encode_descriptor("volume_to_hydrate_bytes", help, None, MetricType::Gauge)?;
+    for (labels, hydration) in &restored {
+        let bytes = hydration.total_bytes.saturating_sub(hydration.hydrated_bytes);
+        ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX)).encode(left.encode_family(labels)?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

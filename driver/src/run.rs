@@ -13,16 +13,18 @@ use std::time::Duration;
 use holdfast_csi_proto::csi::controller_server::ControllerServer;
 use holdfast_csi_proto::csi::node_server::NodeServer;
 use holdfast_engine::buffer::Budget;
-use holdfast_engine::cache::{CacheError, ChunkCache, DiskCache, MemoryCache, Tiers};
+use holdfast_engine::cache::{CacheError, DiskCache, MemoryCache, Tiers};
 use holdfast_engine::env::Env;
 use holdfast_engine::journal::{Journals, JournalsError, Patience};
 use holdfast_engine::pool::Access;
+use holdfast_engine::volume::Pace;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Server;
 
 use crate::args::{CommonArgs, ControllerArgs, NodeArgs};
+use crate::cache_metrics::CacheMetrics;
 use crate::controller::ControllerService;
 use crate::controller::pooled::{PooledStorage, tending};
 use crate::frontend::incarnation::IncarnationError;
@@ -151,6 +153,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         keeper_socket,
         cache_bytes,
         outage_seconds,
+        hydrate_bytes_per_second,
         dirty_bytes,
         dirty_total_bytes,
         journal_dir,
@@ -168,7 +171,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
     let cache = cache(state_dir.join("cache"), cache_bytes)?;
     let journal_dir = journal_dir.unwrap_or_else(|| state_dir.join("journals"));
     let journals = Journals::new(journal_dir, journal_bytes, Patience::default())?;
-    let pools = Pools::new(&common.pools, Access::ReadOnly, cache, env.clone());
+    let pools = Pools::new(&common.pools, Access::ReadOnly, Arc::clone(&cache) as Arc<_>, env.clone());
 
     let tls = common.tls_dir.map(TlsFiles::new);
     let owner_listener = match &tls {
@@ -196,12 +199,14 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         dirty_budget: Budget::new(dirty_total_bytes),
         journals,
         outage: Duration::from_secs(outage_seconds),
+        hydration: Arc::new(Pace::new(hydrate_bytes_per_second)),
         incidents: incidents.clone(),
     }));
     let counted = (PoolMetrics { pools: pools.clone() }, VolumeMetrics { volumes: Arc::clone(&volumes) });
     metrics.register(|registry| {
         registry.register_collector(Box::new(counted.0));
         registry.register_collector(Box::new(counted.1));
+        registry.register_collector(Box::new(CacheMetrics { cache }));
         registry.register_collector(Box::new(incidents.clone()));
     });
     let records = Records::open(state_dir.join("mounts"))?;
@@ -263,7 +268,7 @@ async fn register(
         .await
 }
 
-fn cache(dir: PathBuf, bytes: u64) -> Result<Arc<dyn ChunkCache>, RunError> {
+fn cache(dir: PathBuf, bytes: u64) -> Result<Arc<Tiers>, RunError> {
     let disk = match bytes {
         0 => None,
         bytes => {

@@ -9,11 +9,11 @@ use crate::buffer::DirtyBuffer;
 use crate::cache::ChunkCache;
 use crate::ids::{GrantId, PoolId, SnapshotId, VolumeId};
 use crate::lineage::Lineage;
-use crate::log::Log;
-use crate::map::{PageCache, PageSource, VolumePages};
+use crate::log::{Log, LogError};
+use crate::map::{MapView, PageCache, PageSource, VolumePages};
 use crate::pool::{Pool, PoolError, PoolSet};
 use crate::snapshot::{self, SnapshotError};
-use crate::volume::{BlockReader, Limits, OpenError, OpenOptions, Volume};
+use crate::volume::{BlockReader, Limits, OpenError, OpenOptions, Volume, bytes_in};
 
 /// What a process brings to volumes.
 #[derive(Debug, Clone)]
@@ -91,6 +91,33 @@ impl Host {
         let own: PoolId = pool.id();
         let parents = pool.volume_json(volume, deadline).await?.parents;
         Ok(parents.into_iter().filter(|parent| parent.pool != own).map(|parent| parent.volume).collect())
+    }
+
+    /// Bytes of blocks that lay in other pools when the volume was made, as the map of its source says. None if it was made
+    /// of none, or its source cannot be read any more, as may be once it needs it no longer. Walks that map.
+    pub async fn restored_bytes(
+        &self,
+        pool: &Pool,
+        volume: VolumeId,
+        deadline: Instant,
+    ) -> Result<Option<u64>, HostError> {
+        let foreign = self.foreign(pool, volume, deadline).await?;
+        let Some(source) = pool.volume_json(volume, deadline).await?.parents.into_iter().next() else {
+            return Ok(None);
+        };
+        let Some(home) = self.pools.get(source.pool) else { return Ok(None) };
+        let log = match self.log(&home, source.volume, deadline).await {
+            Err(PoolError::NoSuchVolume { .. }) => return Ok(None),
+            log => log?,
+        };
+        let state = match snapshot::find(&log, source.snapshot, deadline).await {
+            Err(SnapshotError::Log(LogError::Illegal { .. })) => return Ok(None),
+            state => state?,
+        };
+        let pages = self.page_source(&log, &self.lineage(&home, source.volume, deadline).await?);
+        let view = MapView::from_stored(pages, &state.map.map);
+        let counted = bytes_in(&view, &foreign).await;
+        Ok(Some(counted.map_err(|error| SnapshotError::from(LogError::from(error)))?))
     }
 
     /// Opens a volume for reading and writing. Its data are compressed as its description says.

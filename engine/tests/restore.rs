@@ -23,7 +23,7 @@ use holdfast_engine::log::{Control, Decision, GrantMode, Op};
 use holdfast_engine::map::PageCache;
 use holdfast_engine::pool::{Access, Pool, PoolKind, PoolSet};
 use holdfast_engine::store::{Memory, Store};
-use holdfast_engine::volume::{Hydration, Limits, Volume, hydrate};
+use holdfast_engine::volume::{Hydrate, Hydration, Limits, Volume, hydrate};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -187,7 +187,7 @@ async fn a_volume_comes_back_from_its_archive_after_everything_else_is_gone() {
     assert_eq!(pins.len(), 1, "an unhydrated volume holds its point");
     let foreign = scene.host.foreign(&scene.pool, restored, deadline()).await.unwrap();
     let (progress, seen) = watch::channel(Hydration::default());
-    hydrate(volume.clone(), foreign, 0, progress).await.unwrap();
+    hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.unwrap();
     let seen = *seen.borrow();
     assert!(seen.done && seen.hydrated_bytes == seen.total_bytes && seen.total_bytes >= 16 * MIB, "{seen:?}");
     check(&volume).await;
@@ -354,7 +354,7 @@ async fn hydration_lets_go_of_the_archive_and_not_of_a_parent_in_the_same_pool()
     let foreign = scene.host.foreign(&scene.pool, clone, deadline()).await.unwrap();
     assert_eq!(foreign.iter().copied().collect::<Vec<_>>(), [point.volume]);
     let (progress, seen) = watch::channel(Hydration::default());
-    hydrate(volume.clone(), foreign, 0, progress).await.unwrap();
+    hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.unwrap();
     assert!(seen.borrow().done);
     assert_eq!(scene.host.release_pins(&scene.pool, clone, deadline()).await.unwrap(), 1);
     let of_clone =

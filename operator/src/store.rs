@@ -20,13 +20,15 @@ pub trait ArchiveStore: Send + Sync {
     async fn points(&self, pool: &PoolFile) -> Result<Vec<ArchivedPoint>, StoreError>;
 
     /// How far the volume with that CSI handle has been copied back from an archive. `pools` are the pools that hold
-    /// live volumes; the handle's pool id says which; `target` is the pool of the archive. `None` means that the volume reads from no archive, or no
-    /// longer: an archive may be let go on the strength of it, so whatever cannot be found out is an error.
+    /// live volumes; the handle's pool id says which; `target` is the pool of the archive. What there was to copy in all never changes: `total_bytes`
+    /// is that, once it is known; 0 before. `None` means that the volume reads from no archive, or no longer: an archive
+    /// may be let go on the strength of it, so whatever cannot be found out is an error.
     async fn hydration(
         &self,
         pools: &[PoolFile],
         target: &PoolFile,
         volume_handle: &str,
+        total_bytes: u64,
     ) -> Result<Option<Hydration>, StoreError>;
 }
 
@@ -63,9 +65,9 @@ pub struct ArchivedPoint {
 /// How far a restored volume has been copied back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hydration {
-    /// Bytes copied back.
+    /// Bytes copied back, or overwritten or discarded since.
     pub hydrated_bytes: u64,
-    /// Bytes to copy back in all.
+    /// Bytes that lay in the archive when the volume was made.
     pub total_bytes: u64,
 }
 

@@ -17,7 +17,7 @@ use holdfast_engine::ids::{Handle, VolumeId};
 use holdfast_engine::log::GrantMode;
 use holdfast_engine::map::PageCache;
 use holdfast_engine::pool::{Access, Pool, PoolKind, PoolSet};
-use holdfast_engine::volume::{Limits, Volume, hydrate};
+use holdfast_engine::volume::{Hydrate, Limits, Volume, hydrate};
 use holdfast_operator::engine_store::EngineStore;
 use holdfast_operator::pool_file::PoolFile;
 use holdfast_operator::store::{ArchiveStore, Hydration};
@@ -133,20 +133,25 @@ async fn a_point_and_the_restore_from_it_are_seen_as_they_are() {
     let restored = driver.create("restored", Some(source)).await;
     let look = async |volume: VolumeId| {
         let handle = Handle { pool: driver.pool.id(), volume, snapshot: None }.to_string();
-        store.hydration(std::slice::from_ref(&pool), &target, &handle).await.expect("an answer")
+        store.hydration(std::slice::from_ref(&pool), &target, &handle, 0).await.expect("an answer")
     };
     let none_yet = Hydration { hydrated_bytes: 0, total_bytes: 4 * MIB };
     assert_eq!(look(restored).await, Some(none_yet), "readable at once, nothing copied back");
 
     let volume = driver.open(restored).await;
     volume.write(0, Bytes::from(vec![9; MIB as usize])).await.expect("written");
+    volume.write(32 * MIB, Bytes::from(vec![9; MIB as usize])).await.expect("written");
     volume.flush().await.expect("in the log");
     let written = Hydration { hydrated_bytes: MIB, total_bytes: 4 * MIB };
-    assert_eq!(look(restored).await, Some(written), "what is overwritten need not be copied back");
+    assert_eq!(
+        look(restored).await,
+        Some(written),
+        "what is overwritten need not be copied back, and what is new is no part of it"
+    );
 
     let foreign = driver.host.foreign(&driver.pool, restored, deadline()).await.expect("its origin");
     let (progress, _) = watch::channel(holdfast_engine::volume::Hydration::default());
-    hydrate(volume.clone(), foreign, 0, progress).await.expect("hydrated");
+    hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.expect("hydrated");
     let whole = look(restored).await.expect("it was restored");
     assert_eq!(whole.hydrated_bytes, whole.total_bytes);
     volume.close().await.expect("closed");

@@ -159,7 +159,7 @@ impl Owner for OwnerService {
         request: Request<HydrationProgressRequest>,
     ) -> Result<Response<HydrationProgressResponse>, Status> {
         let volume = self.find(request.get_ref().owned.as_ref())?;
-        let Hydration { hydrated_bytes, total_bytes, done } = *volume.hydration.borrow();
+        let Hydration { hydrated_bytes, total_bytes, done } = volume.hydration();
         if !done && total_bytes == 0 {
             let reason = format!("what volume {} needs of its archive is being looked up", volume.handle);
             return Err(Status::unavailable(reason));

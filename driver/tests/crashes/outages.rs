@@ -14,6 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tonic::Code;
 
 use crate::ALONE;
+use crate::common::eventually;
 use crate::site::{MIB, Node, Site, block, filesystem};
 
 /// How long the tests wait for what is to happen.
@@ -162,6 +163,51 @@ async fn io_fails_when_the_store_stays_away_and_nothing_that_was_answered_is_los
     for byte in 1..=4 {
         assert!(read_block(&device, byte), "block {byte}");
     }
+    node.unpublish(&volume).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_in_the_cache_is_read_without_the_store_after_a_kill() {
+    let _alone = ALONE.lock().await;
+    let mut site = Site::start().await;
+    let mut node = site.node_with("n1", &["--cache-bytes=1000000000"]).await;
+    let volume = site.create("warm", None).await;
+    let context = site.attach(&volume, &node, &block()).await.unwrap();
+    let device = node.publish(&volume, &context, &block()).await.unwrap();
+    let mut random = vec![0; 8 * MIB as usize];
+    Env::system().entropy.fill(&mut random);
+    let disk = File::options().read(true).write(true).open(&device).unwrap();
+    disk.write_all_at(&random, 0).unwrap();
+    disk.sync_all().unwrap();
+    drop(disk);
+    let of_volume = |name: &str, labels: &str| format!("{name}{{volume=\"{}\"{labels}}}", volume.volume_id);
+    let misses = of_volume("holdfast_volume_cache_misses_total", "");
+    let hits = of_volume("holdfast_volume_cache_hits_total", ",tier=\"disk\"");
+    let gets = "holdfast_store_requests_total{pool=\"default\",kind=\"get\"}";
+    let read = |device: &Path, range: std::ops::Range<usize>| {
+        let mut found = vec![0; range.len()];
+        File::open(device).unwrap().read_exact_at(&mut found, range.start as u64).unwrap();
+        assert!(found == random[range], "something else was read");
+    };
+
+    // Published anew, so that the kernel holds nothing of it.
+    node.unpublish(&volume).await.unwrap();
+    let device = node.publish(&volume, &context, &block()).await.unwrap();
+    read(&device, 0..random.len());
+    assert!(node.metric(&misses) >= 128.0, "there are as many chunks as this");
+    eventually("all of it in the cache on the disk", || {
+        node.metric("holdfast_cache_bytes{tier=\"disk\"}") >= random.len() as f64
+    });
+    node.unpublish(&volume).await.unwrap();
+    node.restart().await;
+    let device = node.publish(&volume, &context, &block()).await.unwrap();
+    // With it comes the page of the map, which is not kept on the disk.
+    read(&device, 0..4096);
+    let before = node.metric(gets);
+    read(&device, 0..random.len());
+    assert_eq!(node.metric(gets), before, "what is warm was got again");
+    assert_eq!(node.metric(&misses), 0.0);
+    assert!(node.metric(&hits) >= 128.0);
     node.unpublish(&volume).await.unwrap();
 }
 

@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::collections::HashMap;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -80,6 +81,7 @@ pub struct Node {
     pub client: NodeClient<Channel>,
     pub process: Process,
     pub keeper: KeeperProcess,
+    metrics: SocketAddr,
     arguments: Vec<String>,
     log: PathBuf,
     dir: PathBuf,
@@ -113,7 +115,7 @@ impl Site {
         std::fs::write(root.join("pools/default.yaml"), pool).unwrap();
         certificates::write(&root.join("tls-controller"), &root.join("tls-node"));
         let mut arguments = vec!["controller".to_owned()];
-        arguments.extend(common_arguments(root, "controller.sock", "tls-controller"));
+        arguments.extend(common_arguments(root, "controller.sock", "tls-controller", free_address()));
         let process = Process::start(&arguments, &root.join("controller.log"));
         let controller = ControllerClient::new(channel(&root.join("controller.sock")).await);
         Self { controller, _controller: process, dir }
@@ -134,12 +136,12 @@ impl Site {
         let dir = root.join(name);
         std::fs::create_dir_all(dir.join("kubelet")).unwrap();
         let keeper = KeeperProcess::start(&dir.join("keeper.sock"));
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).unwrap();
+        let metrics = free_address();
         let mut arguments = vec!["node".to_owned()];
-        arguments.extend(common_arguments(root, &format!("{name}/csi.sock"), "tls-node"));
+        arguments.extend(common_arguments(root, &format!("{name}/csi.sock"), "tls-node", metrics));
         arguments.extend([
             format!("--node-id={name}"),
-            format!("--node-addr={port}"),
+            format!("--node-addr={}", free_address()),
             format!("--kubelet-dir={}/kubelet", dir.display()),
             format!("--state-dir={}/state", dir.display()),
             format!("--keeper-socket={}/keeper.sock", dir.display()),
@@ -148,7 +150,7 @@ impl Site {
         let log = dir.join("log");
         let process = Process::start(&arguments, &log);
         let client = NodeClient::new(channel(&dir.join("csi.sock")).await);
-        Node { name, client, process, keeper, arguments, log, dir }
+        Node { name, client, process, keeper, metrics, arguments, log, dir }
     }
 
     pub async fn create(&mut self, name: &str, source: Option<VolumeContentSource>) -> Volume {
@@ -319,6 +321,16 @@ impl Node {
         self.start_again().await;
     }
 
+    /// A metric's value: `series` is its name and labels, as they stand in the answer.
+    pub fn metric(&self, series: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.metrics).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{series} is not in {answer}")).parse().unwrap()
+    }
+
     /// The files of journals with this extension.
     pub fn journals(&self, extension: &str) -> usize {
         let files = std::fs::read_dir(self.dir.join("state/journals")).unwrap();
@@ -409,7 +421,12 @@ pub fn block() -> VolumeCapability {
     }
 }
 
-fn common_arguments(root: &Path, socket: &str, tls: &str) -> Vec<String> {
+/// An address that nobody listens at.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).unwrap()
+}
+
+fn common_arguments(root: &Path, socket: &str, tls: &str, metrics: SocketAddr) -> Vec<String> {
     let at = |name: &str| root.join(name).display().to_string();
     vec![
         format!("--endpoint=unix://{}", at(socket)),
@@ -417,6 +434,6 @@ fn common_arguments(root: &Path, socket: &str, tls: &str) -> Vec<String> {
         format!("--targets-dir={}", at("targets")),
         format!("--tls-dir={}", at(tls)),
         "--health-addr=127.0.0.1:0".into(),
-        "--metrics-addr=127.0.0.1:0".into(),
+        format!("--metrics-addr={metrics}"),
     ]
 }

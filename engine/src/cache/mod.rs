@@ -4,24 +4,28 @@
 //! clones share entries.
 //!
 //! [`MemoryCache`] is the small, fast tier, [`DiskCache`] the large one that survives a restart; [`Tiers`] puts the one
-//! before the other. One of them serves all volumes of a process. That a chunk which many wait for is fetched once is
+//! before the other. One of them serves all volumes of a process; [`CountedCache`] counts what one volume has of it. That a chunk which many wait for is fetched once is
 //! the reader's business.
 
+mod counted;
 mod disk;
 mod memory;
 mod shelf;
 mod stats;
 mod tiers;
+mod unkept;
 
 use std::fmt::Debug;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use counted::{Count, CountedCache, VolumeCacheStats};
 pub use disk::{CacheError, DiskCache};
 pub use memory::MemoryCache;
 pub use stats::CacheStats;
 pub use tiers::Tiers;
+pub use unkept::Unkept;
 
 use crate::ids::ObjectId;
 use crate::lineage::SourceId;

@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::cache::{ChunkCache, ChunkKey, OpenedKey};
+use crate::cache::{ChunkCache, ChunkKey, OpenedKey, Unkept};
 use crate::codec::{self, CodecError};
 use crate::env::Env;
 use crate::ids::{BLOCK_BYTES, VolumeId};
@@ -142,6 +142,11 @@ impl Fetcher {
     pub fn new(lineage: Lineage, cache: Arc<dyn ChunkCache>, env: Env) -> Self {
         let permits = Arc::new(Semaphore::new(PARALLEL));
         Self { lineage, cache, env, flights: Arc::default(), permits, answers: Arc::default() }
+    }
+
+    /// The same, of which nothing stays in the cache that is not there already.
+    pub(super) fn unkept(&self) -> Self {
+        Self { cache: Arc::new(Unkept(Arc::clone(&self.cache))), ..self.clone() }
     }
 
     /// How often a store has answered with data.

@@ -54,7 +54,8 @@ pub use bulk::{Bulk, Writer};
 pub use cut::Cut;
 pub use error::{Over, VolumeError};
 pub use fetch::{FetchError, Fetcher};
-pub use hydrate::{Hydration, hydrate};
+use hydrate::Wanted;
+pub use hydrate::{Hydrate, Hydration, Pace, bytes_in, hydrate};
 pub(crate) use open::MapSink;
 pub use open::{OpenError, OpenOptions};
 pub use outage::{Away, Outage};
@@ -170,6 +171,8 @@ struct Shared {
     reader: BlockReader,
     /// Whether the stores that blocks are read from answer.
     reads: Outage<VolumeError>,
+    /// What was read last.
+    wanted: Wanted,
     /// Whether the session's Close is in the log.
     closed: AtomicBool,
     /// A write to part of a block holds it alone, from reading the block until the whole of it is in the buffer, and
@@ -280,7 +283,8 @@ impl Volume {
 
     /// Reads what is in the log. Waits for a store that is away, and no longer than the session lasts.
     async fn read_stored(&self, range: (u64, u64), out: &mut [u8]) -> Result<(), VolumeError> {
-        let Shared { reads, reader, log, board, .. } = &*self.shared;
+        let Shared { reads, reader, log, board, wanted, .. } = &*self.shared;
+        wanted.read(range.0);
         tokio::select! {
             biased;
             outcome = reads.read(reader, range, out, &log.env) => outcome,
@@ -409,10 +413,8 @@ impl Volume {
     /// ancestors stay what they are.
     async fn forget_origins(&self, ancestors: &BTreeSet<VolumeId>) -> Result<(), VolumeError> {
         self.shared.ownership().hydrated.extend(ancestors);
-        let names_some =
-            |view: MapView| view.origins().iter().any(|origin| ancestors.contains(&origin.volume));
         let mut forgotten = false;
-        while self.frozen().is_some_and(names_some) {
+        while self.reads_from(ancestors) {
             self.append(vec![Op::Noop], true).await?;
             forgotten = true;
         }

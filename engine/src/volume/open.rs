@@ -19,7 +19,7 @@ use super::read::{BlockReader, Blocks};
 use super::status::StatusBoard;
 use super::unlogged::Unlogged;
 use super::upload::{Spare, UPLOADS};
-use super::{Fetcher, Limits, Outage, Shared, Volume, random_id};
+use super::{Fetcher, Limits, Outage, Shared, Volume, Wanted, random_id};
 use crate::buffer::{BufferError, DirtyBuffer};
 use crate::cache::ChunkCache;
 use crate::codec;
@@ -146,6 +146,7 @@ impl Volume {
             board: StatusBoard::new(log.volume, committed, outage),
             reader: BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher),
             reads: Outage::new(log.volume, "reads", outage),
+            wanted: Wanted::default(),
             closed: AtomicBool::new(false),
             whole: tokio::sync::RwLock::new(()),
         });

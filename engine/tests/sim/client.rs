@@ -17,7 +17,7 @@ use holdfast_engine::map::{MapError, PageCache, VolumePages};
 use holdfast_engine::pool::{Access, Pool, PoolError, PoolKind, PoolSet};
 use holdfast_engine::store::StoreError;
 use holdfast_engine::volume::{
-    FetchError, Hydration, Limits, OpenError, OpenOptions, Over, Volume, VolumeError, hydrate,
+    FetchError, Hydrate, Hydration, Limits, OpenError, OpenOptions, Over, Volume, VolumeError, hydrate,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -425,7 +425,7 @@ impl Client<'_> {
             return;
         }
         let (progress, seen) = watch::channel(Hydration::default());
-        let hydrated = hydrate(self.volume().clone(), foreign, 0, progress).await;
+        let hydrated = hydrate(self.volume().clone(), Hydrate::unlimited(foreign), progress).await;
         self.place.process.live().await;
         let seen = *seen.borrow();
         match hydrated {

@@ -8,7 +8,7 @@ use holdfast_engine::gc::{Collector, GcError};
 use holdfast_engine::ids::{ObjectId, RecordNumber, SessionId};
 use holdfast_engine::log::{Op, Record};
 use holdfast_engine::pool::layout;
-use holdfast_engine::volume::{Hydration, OpenError, Volume, hydrate};
+use holdfast_engine::volume::{Hydrate, Hydration, OpenError, Volume, hydrate};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -182,7 +182,9 @@ async fn a_generation_goes(seed: u64) {
     {
         let opened = scene.open(&grandchild, &place(&process("its owner"), 0), grant).await;
         let (progress, _) = watch::channel(Hydration::default());
-        hydrate(opened.volume.clone(), [child.volume].into(), 0, progress).await.expect(calm);
+        hydrate(opened.volume.clone(), Hydrate::unlimited([child.volume].into()), progress)
+            .await
+            .expect(calm);
         opened.volume.close().await.expect(calm);
     }
     scene.detach(&grandchild, "b").await;

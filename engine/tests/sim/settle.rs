@@ -12,7 +12,7 @@ use holdfast_engine::ids::{BLOCK_BYTES, SnapshotId, VolumeId};
 use holdfast_engine::log::{GrantMode, Log};
 use holdfast_engine::pool::Pool;
 use holdfast_engine::snapshot;
-use holdfast_engine::volume::{BlockReader, Hydration, Limits, hydrate};
+use holdfast_engine::volume::{BlockReader, Hydrate, Hydration, Limits, hydrate};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -144,8 +144,10 @@ impl End<'_> {
         let volume = &opened.volume;
         if !site.foreign().is_empty() {
             let (progress, _) = watch::channel(Hydration::default());
-            let hydrated =
-                tokio::time::timeout(PATIENCE, hydrate(volume.clone(), site.foreign(), 0, progress));
+            let hydrated = tokio::time::timeout(
+                PATIENCE,
+                hydrate(volume.clone(), Hydrate::unlimited(site.foreign()), progress),
+            );
             hydrated.await.map_err(at("hydrate"))?.map_err(at("hydrate"))?;
         }
         let mut collector = Collector::new(volume.clone());

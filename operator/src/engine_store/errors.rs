@@ -7,6 +7,7 @@ use holdfast_engine::log::LogError;
 use holdfast_engine::map::MapError;
 use holdfast_engine::pool::PoolError;
 use holdfast_engine::salvage::SalvageError;
+use holdfast_engine::snapshot::SnapshotError;
 use holdfast_engine::store::{self, UnfitStore};
 
 use crate::store::StoreError;
@@ -75,7 +76,7 @@ impl From<ControlError> for StoreError {
     fn from(error: ControlError) -> Self {
         match error {
             ControlError::Pool(error) => error.into(),
-            ControlError::Log(error) => error.into(),
+            ControlError::Log(error) | ControlError::Snapshot(SnapshotError::Log(error)) => error.into(),
             ControlError::PoolMissing { .. } => Self::NotFound(error.to_string()),
             ControlError::Busy { .. } | ControlError::AskOwner { .. } | ControlError::InUse { .. } => {
                 Self::Timeout
@@ -86,7 +87,7 @@ impl From<ControlError> for StoreError {
             | ControlError::TooSmall { .. }
             | ControlError::Open(_)
             | ControlError::Volume(_)
-            | ControlError::Snapshot(_) => Self::Damaged(error.to_string()),
+            | ControlError::Snapshot(SnapshotError::Incomplete { .. }) => Self::Damaged(error.to_string()),
         }
     }
 }

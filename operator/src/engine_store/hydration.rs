@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use holdfast_engine::ids::{BLOCK_BYTES, VolumeId};
+use holdfast_engine::ids::VolumeId;
 use holdfast_engine::log::{Control, Log, LogError, Record, Sink};
-use holdfast_engine::map::{Map, PageSource, StoredMap, live_blocks};
+use holdfast_engine::map::{Map, PageSource, StoredMap};
+use holdfast_engine::volume::bytes_in;
 use tokio::time::Instant;
 
-use crate::store::{Hydration, StoreError};
+use crate::store::StoreError;
 
 /// Follows a volume's map through a replay.
 struct Follow {
@@ -32,20 +33,14 @@ impl Sink for Follow {
     }
 }
 
-/// Counts the bytes that the head of the log's volume names, and those of them that lie in none of the `foreign`
-/// volumes.
-pub async fn count(
+/// Bytes of blocks that the head of the log's volume names in segments of the `foreign` volumes.
+pub async fn left_bytes(
     log: &Log,
     pages: Arc<dyn PageSource>,
     foreign: &BTreeSet<VolumeId>,
     deadline: Instant,
-) -> Result<Hydration, StoreError> {
+) -> Result<u64, StoreError> {
     let mut follow = Follow { map: Map::empty(Arc::clone(&pages)), pages };
     log.replay(&mut follow, deadline).await?;
-    let live = live_blocks(&follow.map.freeze()).await?;
-    let own = live.iter().filter(|(segment, _)| !foreign.contains(&segment.volume));
-    Ok(Hydration {
-        hydrated_bytes: own.map(|(_, blocks)| blocks * BLOCK_BYTES).sum(),
-        total_bytes: live.values().map(|blocks| blocks * BLOCK_BYTES).sum(),
-    })
+    Ok(bytes_in(&follow.map.freeze(), foreign).await?)
 }

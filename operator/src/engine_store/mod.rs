@@ -26,6 +26,7 @@ use holdfast_api::archived::VolumeMode;
 use holdfast_api::jiff::Timestamp;
 use holdfast_engine::archive;
 use holdfast_engine::cache::{ChunkCache, MemoryCache};
+use holdfast_engine::control::ControlError;
 use holdfast_engine::env::Env;
 use holdfast_engine::host::Host;
 use holdfast_engine::ids::Handle;
@@ -182,6 +183,7 @@ impl ArchiveStore for EngineStore {
         pools: &[PoolFile],
         target: &PoolFile,
         volume_handle: &str,
+        total_bytes: u64,
     ) -> Result<Option<Hydration>, StoreError> {
         let deadline = Instant::now() + QUESTION;
         let handle: Handle =
@@ -205,8 +207,18 @@ impl ArchiveStore for EngineStore {
         let log = host.log(&home, handle.volume, deadline).await?;
         let lineage = host.lineage(&home, handle.volume, deadline).await?;
         let pages = host.page_source(&log, &lineage);
-        let counted = hydration::count(&log, pages, &foreign, deadline).await?;
-        Ok((counted.total_bytes > 0).then_some(counted))
+        let left_bytes = hydration::left_bytes(&log, pages, &foreign, deadline).await?;
+        let total_bytes = match total_bytes {
+            0 => {
+                let restored = host.restored_bytes(&home, handle.volume, deadline).await;
+                restored.map_err(ControlError::from)?.unwrap_or_default()
+            }
+            known => known,
+        };
+        // Whatever was recorded: what the map names is still needed.
+        let total_bytes = total_bytes.max(left_bytes);
+        let hydrated_bytes = total_bytes - left_bytes;
+        Ok((total_bytes > 0).then_some(Hydration { hydrated_bytes, total_bytes }))
     }
 }
 
@@ -249,9 +261,9 @@ mod tests {
         let store = EngineStore::new(Env::system(), Some(directory.path().to_owned()));
         let target = file(&directory.path().join("archive"));
         let handle = format!("{}-{}", "1".repeat(32), "2".repeat(32));
-        let unknown = store.hydration(&[], &target, &handle).await.expect_err("not known");
+        let unknown = store.hydration(&[], &target, &handle, 0).await.expect_err("not known");
         assert!(matches!(unknown, StoreError::NotFound(_)), "{unknown}");
-        let rubbish = store.hydration(&[], &target, "rubbish").await.expect_err("no handle");
+        let rubbish = store.hydration(&[], &target, "rubbish", 0).await.expect_err("no handle");
         assert!(matches!(rubbish, StoreError::Invalid(_)), "{rubbish}");
     }
 }

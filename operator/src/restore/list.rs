@@ -108,7 +108,7 @@ async fn look(
     let handle = volume.and_then(|volume| Some(volume.spec?.csi?.volume_handle));
     let (Some(handle), Some(stores)) = (handle, stores) else { return Ok(Some(restore)) };
     // A store that does not answer leaves the last numbers: nothing is taken for done that is not known to be.
-    match ctx.ask(ctx.store.hydration(&stores.pools, &stores.target, &handle)).await {
+    match ctx.ask(ctx.store.hydration(&stores.pools, &stores.target, &handle, restore.total_bytes)).await {
         Ok(Some(progress)) => {
             restore.hydrated_bytes = progress.hydrated_bytes;
             restore.total_bytes = progress.total_bytes;

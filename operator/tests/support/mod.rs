@@ -91,6 +91,7 @@ impl ArchiveStore for FakeStore {
         _: &[PoolFile],
         _: &PoolFile,
         handle: &str,
+        _: u64,
     ) -> Result<Option<Hydration>, StoreError> {
         self.check()?;
         Ok(self.hydration.lock().unwrap_or_else(PoisonError::into_inner).get(handle).copied())

@@ -35,6 +35,7 @@ const REFUSED: &[&str] = &[
     "kubeletDir=var/lib/kubelet",
     "node.cacheSize=much",
     "node.journal.size=much",
+    "node.hydrateBytesPerSecond=fast",
     "node.journal.directory=journals",
     "sidecars.provisioner.image=csi-provisioner",
     "poolDirectory=",

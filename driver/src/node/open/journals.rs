@@ -18,6 +18,7 @@ use holdfast_engine::journal::{Journal, JournalName, JournaledBuffer, Owner, Wai
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+use super::parts::Opened;
 use super::{OpenVolume, OpenVolumes, Parts, Refused, Served, in_time};
 use crate::handles::VolumeHandle;
 use crate::params::{DURABILITY, Durability};
@@ -182,9 +183,9 @@ impl OpenVolumes {
     async fn write_out(&self, handle: VolumeHandle, name: &JournalName) -> Result<(), Status> {
         let publication = Publication { grant: name.grant, access: Access::ReadWrite };
         let (volume, buffer) = match self.parts.open(handle, publication).await {
-            Ok((Served::Writer(volume, buffer), _)) => (volume, buffer),
+            Ok(Opened { served: Served::Writer(volume, buffer), .. }) => (volume, buffer),
             // Taken back this moment: next time it is seen.
-            Ok((Served::Reader(_), _)) | Err(Refused::Lost(_)) => return Ok(()),
+            Ok(Opened { served: Served::Reader(_), .. }) | Err(Refused::Lost(_)) => return Ok(()),
             Err(Refused::Failed(status)) => return Err(status),
         };
         if let Err(status) = in_time(handle, &volume, volume.drain()).await {

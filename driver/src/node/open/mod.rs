@@ -15,6 +15,7 @@
 //! The keeper holds stacks and dirty buffers; the publication stands in the stack's context.
 
 mod adopt;
+mod hydration;
 mod journals;
 mod parts;
 mod reader;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use holdfast_engine::cache::CountedCache;
 use holdfast_engine::journal::{JournalName, JournaledBuffer, Waiting};
 use holdfast_engine::volume::{Hydration, Volume, VolumeError};
 use tokio::sync::watch;
@@ -55,8 +57,9 @@ pub struct OpenVolume {
     pub stack: Stack,
     /// The freeze that holds its file system still, and its name.
     pub freeze: tokio::sync::Mutex<Option<(String, Freeze)>>,
-    /// How far it has been copied from the archive that it was restored from.
-    pub hydration: watch::Receiver<Hydration>,
+    /// The cache as it uses it.
+    pub cache: Arc<CountedCache>,
+    hydration: Option<watch::Receiver<Hydration>>,
     served: Served,
 }
 
@@ -96,6 +99,12 @@ impl OpenVolume {
     pub fn journal(&self) -> Option<(bool, Waiting)> {
         let journal = self.buffer()?.journal()?;
         Some((journal.works(), journal.waiting()))
+    }
+
+    /// How far it has been copied from the archive that it was restored from; `done` if from none.
+    pub fn hydration(&self) -> Hydration {
+        let none = Hydration { done: true, ..Hydration::default() };
+        self.hydration.as_ref().map_or(none, |hydration| *hydration.borrow())
     }
 
     fn journal_name(&self) -> JournalName {

@@ -1,19 +1,18 @@
 //! What volumes are opened with, and how.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::buffer::{Budget, DirtyBuffer, Mutation, Ring};
+use holdfast_engine::cache::{ChunkCache, CountedCache};
 use holdfast_engine::env::Env;
 use holdfast_engine::gc::{Rhythm, maintain};
-use holdfast_engine::host::{HostError, OpenAs};
-use holdfast_engine::ids::VolumeId;
+use holdfast_engine::host::{Host, HostError, OpenAs};
 use holdfast_engine::journal::Journals;
-use holdfast_engine::volume::{Fetcher, Hydration, Limits, OpenError, hydrate};
-use tokio::sync::watch;
+use holdfast_engine::volume::{Fetcher, Limits, OpenError, Pace};
 use tonic::Status;
 
+use super::hydration::Restored;
 use super::{OpenVolume, ReadOnlyVolume, Served};
 use crate::frontend::{FrontEnd, Saved, Stack};
 use crate::handles::VolumeHandle;
@@ -47,6 +46,8 @@ pub struct Parts {
     pub journals: Journals,
     /// How long I/O waits for a store that is away.
     pub outage: Duration,
+    /// How fast restored volumes are copied from their archives.
+    pub hydration: Arc<Pace>,
     /// What befalls volumes.
     pub incidents: Incidents,
 }
@@ -58,10 +59,10 @@ impl Parts {
         handle: VolumeHandle,
         publication: Publication,
     ) -> Result<OpenVolume, Refused> {
-        let (served, foreign) = self.open(handle, publication).await?;
+        let opened = self.open(handle, publication).await?;
         let context = super::adopt::context(publication);
-        let stack = self.front_end.create(&handle.to_string(), served.device(), context).await;
-        Ok(assemble(handle, publication, stack.map_err(status::stack)?, served, foreign))
+        let stack = self.front_end.create(&handle.to_string(), opened.served.device(), context).await;
+        Ok(self.assemble(handle, publication, stack.map_err(status::stack)?, opened))
     }
 
     /// Opens a volume and goes on serving its block device.
@@ -71,19 +72,22 @@ impl Parts {
         publication: Publication,
         saved: Saved,
     ) -> Result<OpenVolume, Refused> {
-        let (served, foreign) = self.open(handle, publication).await?;
-        let stack = self.front_end.adopt(saved, served.device()).await;
-        Ok(assemble(handle, publication, stack.map_err(status::stack)?, served, foreign))
+        let opened = self.open(handle, publication).await?;
+        let stack = self.front_end.adopt(saved, opened.served.device()).await;
+        Ok(self.assemble(handle, publication, stack.map_err(status::stack)?, opened))
     }
 
-    /// Opens a volume; with it, the volumes in other pools that it still reads.
+    /// Opens a volume.
     pub(super) async fn open(
         &self,
         handle: VolumeHandle,
         publication: Publication,
-    ) -> Result<(Served, BTreeSet<VolumeId>), Refused> {
+    ) -> Result<Opened, Refused> {
         let deadline = deadline();
-        let (host, volume) = (self.pools.host(), handle.volume);
+        let cache = Arc::new(CountedCache::new(Arc::clone(&self.pools.host().cache)));
+        let counted = Arc::clone(&cache) as Arc<dyn ChunkCache>;
+        let host = Host { cache: counted, ..self.pools.host().clone() };
+        let volume = handle.volume;
         let found = self.pools.find(handle, deadline).await?;
         match publication.access {
             Access::ReadWrite => {
@@ -97,7 +101,10 @@ impl Parts {
                     limits: Limits { outage: self.outage, ..Limits::default() },
                 };
                 match host.open(&found.pool, volume, open, deadline).await {
-                    Ok(volume) => Ok((Served::Writer(volume, buffer), foreign)),
+                    Ok(volume) => {
+                        let restored = Restored { pool: found.pool, foreign };
+                        Ok(Opened { served: Served::Writer(volume, buffer), cache, restored: Some(restored) })
+                    }
                     Err(HostError::Open(
                         error @ (OpenError::NotGranted { .. } | OpenError::NoSuchVolume { .. }),
                     )) => Err(Refused::Lost(status::open(error))),
@@ -112,13 +119,37 @@ impl Parts {
                 let opened =
                     ReadOnlyVolume::open(found.log, grant, (pages, fetcher), self.outage, deadline).await;
                 match opened.map_err(status::log)? {
-                    Some(reader) => Ok((Served::Reader(Arc::new(reader)), BTreeSet::new())),
+                    Some(reader) => {
+                        Ok(Opened { served: Served::Reader(Arc::new(reader)), cache, restored: None })
+                    }
                     None => Err(Refused::Lost(Status::failed_precondition(format!(
                         "the grant of volume {handle} is no longer in force on this node; it has to be attached again"
                     )))),
                 }
             }
         }
+    }
+
+    /// A served volume, whose garbage is collected and whose data that lies in archives is copied from now on, behind
+    /// the user's back.
+    fn assemble(
+        &self,
+        handle: VolumeHandle,
+        publication: Publication,
+        stack: Stack,
+        Opened { served, cache, restored }: Opened,
+    ) -> OpenVolume {
+        let mut hydration = None;
+        if let Served::Writer(writer, _) = &served {
+            hydration = restored.map(|restored| self.hydrate(handle, writer, restored));
+            let writer = writer.clone();
+            tokio::spawn(async move {
+                let over = maintain(writer, Rhythm::default()).await;
+                tracing::debug!(volume = %handle, %over, "garbage is collected no longer");
+            });
+        }
+        let freeze = tokio::sync::Mutex::default();
+        OpenVolume { handle, publication, stack, freeze, hydration, cache, served }
     }
 
     /// Bytes of answered writes in a predecessor's dirty buffer, of which the log may have some.
@@ -152,34 +183,14 @@ impl Parts {
     }
 }
 
-/// A served volume, whose garbage is collected and whose data that lies in archives is copied from now on, behind the
-/// user's back.
-fn assemble(
-    handle: VolumeHandle,
-    publication: Publication,
-    stack: Stack,
-    served: Served,
-    foreign: BTreeSet<VolumeId>,
-) -> OpenVolume {
-    if let Served::Writer(writer, _) = &served {
-        let writer = writer.clone();
-        tokio::spawn(async move {
-            let over = maintain(writer, Rhythm::default()).await;
-            tracing::debug!(volume = %handle, %over, "garbage is collected no longer");
-        });
-    }
-    let done = foreign.is_empty();
-    let (progress, hydration) = watch::channel(Hydration { done, ..Hydration::default() });
-    if let (Served::Writer(writer, _), false) = (&served, done) {
-        let writer = writer.clone();
-        tokio::spawn(async move {
-            match hydrate(writer, foreign, 0, progress).await {
-                Ok(()) => tracing::info!(volume = %handle, "the volume needs its archive no longer"),
-                Err(error) => tracing::warn!(volume = %handle, %error, "hydration has ended early"),
-            }
-        });
-    }
-    OpenVolume { handle, publication, stack, freeze: tokio::sync::Mutex::default(), hydration, served }
+/// A volume that was opened, and what is kept with it.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) served: Served,
+    /// The cache as the volume uses it.
+    cache: Arc<CountedCache>,
+    /// What it may read from elsewhere; of one that is only read, that does not matter.
+    restored: Option<Restored>,
 }
 
 /// Why a volume is not served.
