@@ -18,6 +18,7 @@ mod load;
 mod outages;
 mod postgres;
 mod real_store;
+mod restores;
 #[path = "../csi/site.rs"]
 mod site;
 mod transactions;

@@ -267,7 +267,7 @@ async fn a_pool_that_does_not_answer_holds_up_no_volume_of_another_when_the_node
     let _alone = ALONE.lock().await;
     let mut site = Site::start().await;
     let mut node = site.node("n1").await;
-    let volume = site.create_sized("served", 16 * MIB as i64).await;
+    let volume = site.create_sized("served", 16 * MIB).await;
     let context = site.attach(&volume, &node, &block()).await.unwrap();
     let device = node.publish(&volume, &context, &block()).await.unwrap();
     let silent = SilentPool::add_to(&site);

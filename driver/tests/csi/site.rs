@@ -98,21 +98,31 @@ impl Site {
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pool = format!("url: file://{}/pool\n", dir.path().display());
-        Self::start_in(dir, &pool).await
+        Self::start_in(dir, &pool, None).await
+    }
+
+    /// With an archive, that a target file says.
+    pub async fn start_with_target(target: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = format!("url: file://{}/pool\n", dir.path().display());
+        Self::start_in(dir, &pool, Some(target)).await
     }
 
     /// Over the pool that a pool file says.
     pub async fn start_over(pool: &str) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), pool).await
+        Self::start_in(tempfile::tempdir().unwrap(), pool, None).await
     }
 
-    async fn start_in(dir: TempDir, pool: &str) -> Self {
+    async fn start_in(dir: TempDir, pool: &str, target: Option<&str>) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let root = dir.path();
         for name in ["pool", "pools", "targets"] {
             std::fs::create_dir(root.join(name)).unwrap();
         }
         std::fs::write(root.join("pools/default.yaml"), pool).unwrap();
+        if let Some(target) = target {
+            std::fs::write(root.join("targets/offsite.yaml"), target).unwrap();
+        }
         certificates::write(&root.join("tls-controller"), &root.join("tls-node"));
         let mut arguments = vec!["controller".to_owned()];
         arguments.extend(common_arguments(root, "controller.sock", "tls-controller", free_address()));
@@ -323,12 +333,17 @@ impl Node {
 
     /// A metric's value: `series` is its name and labels, as they stand in the answer.
     pub fn metric(&self, series: &str) -> f64 {
+        self.find_metric(series).unwrap_or_else(|| panic!("{series} is not there"))
+    }
+
+    /// The same, if it is there.
+    pub fn find_metric(&self, series: &str) -> Option<f64> {
         let mut stream = TcpStream::connect(self.metrics).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("{series} is not in {answer}")).parse().unwrap()
+        value.map(|value| value.parse().unwrap())
     }
 
     /// The files of journals with this extension.
