@@ -97,6 +97,8 @@ fn open_code(error: &OpenError) -> Code {
         OpenError::NoSuchVolume { .. } => Code::NotFound,
         OpenError::Log(error) => log_code(error),
         OpenError::Buffer(error) => buffer_code(error),
+        // The file of its pool may still be on its way.
+        OpenError::UnknownAncestor(_) => Code::Unavailable,
     }
 }
 

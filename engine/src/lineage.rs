@@ -59,6 +59,11 @@ impl Lineage {
         sources.get(&volume).map(|(_, source)| source.clone()).ok_or(UnknownAncestor { volume })
     }
 
+    /// Fails unless it is known how all of `volumes` are read.
+    pub fn reaches(&self, volumes: impl IntoIterator<Item = VolumeId>) -> Result<(), UnknownAncestor> {
+        volumes.into_iter().try_for_each(|volume| self.source_id(volume).map(drop))
+    }
+
     /// What `volume`'s objects are opened with.
     pub fn source_id(&self, volume: VolumeId) -> Result<SourceId, UnknownAncestor> {
         let sources = self.sources.read().unwrap_or_else(|poisoned| poisoned.into_inner());

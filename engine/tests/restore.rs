@@ -17,13 +17,13 @@ use holdfast_engine::control::{
     ControlError, CreateVolume, SourceSnapshot, publish, resize_detached, unpublish,
 };
 use holdfast_engine::env::Env;
-use holdfast_engine::host::{Host, OpenAs};
+use holdfast_engine::host::{Host, HostError, OpenAs};
 use holdfast_engine::ids::{Handle, SnapshotId, VolumeId};
 use holdfast_engine::log::{Control, Decision, GrantMode, Op};
 use holdfast_engine::map::PageCache;
 use holdfast_engine::pool::{Access, Pool, PoolKind, PoolSet};
 use holdfast_engine::store::{Memory, Store};
-use holdfast_engine::volume::{Hydrate, Hydration, Limits, Volume, hydrate};
+use holdfast_engine::volume::{Hydrate, Hydration, Limits, OpenError, Volume, hydrate};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -73,11 +73,21 @@ impl Scene {
     }
 
     async fn open(&self, volume: VolumeId) -> Volume {
+        self.open_on(&self.host, volume).await.unwrap()
+    }
+
+    async fn open_on(&self, host: &Host, volume: VolumeId) -> Result<Volume, HostError> {
         let log = self.host.log(&self.pool, volume, deadline()).await.unwrap();
         let grant = publish(&log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
         let buffer = Arc::new(MemoryBuffer::new(32 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-        self.host.open(&self.pool, volume, open, deadline()).await.unwrap()
+        host.open(&self.pool, volume, open, deadline()).await
+    }
+
+    /// A host that has not loaded the target.
+    fn host_without_target(&self) -> Host {
+        let pools = PoolSet::of([(PoolKind::Pool, Arc::clone(&self.pool))], Env::system());
+        Host { pools: Arc::new(pools), ..self.host.clone() }
     }
 
     async fn detach(&self, volume: Volume) {
@@ -433,4 +443,29 @@ async fn a_snapshot_that_no_session_has_completed_survives_its_volume() {
     let mut out = vec![0; MIB as usize];
     reader.read(0, 256, &mut out).await.unwrap();
     assert_eq!(out, noise(1, MIB));
+}
+
+#[tokio::test]
+async fn a_volume_waits_for_the_pool_of_an_ancestor_that_it_needs_and_for_no_other() {
+    let scene = Scene::new().await;
+    let id = scene.create("source", None).await;
+    let volume = scene.open(id).await;
+    volume.write(0, noise(1, MIB)).await.unwrap();
+    let snapshot = volume.snapshot("s", "").await.unwrap();
+    let (point, _) = scene.archive(id, snapshot, "point").await;
+    let restored = scene.create("restored", Some(scene.archived(point))).await;
+
+    let alone = scene.host_without_target();
+    let refused = scene.open_on(&alone, restored).await;
+    assert!(matches!(refused, Err(HostError::Open(OpenError::UnknownAncestor(_)))), "{refused:?}");
+    let (_, control) = scene.host.describe(&scene.pool, restored, deadline()).await.unwrap();
+    assert!(control.session.is_none(), "a session was begun: {control:?}");
+
+    let volume = scene.open(restored).await;
+    let foreign = scene.host.foreign(&scene.pool, restored, deadline()).await.unwrap();
+    let (progress, _) = watch::channel(Hydration::default());
+    hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.unwrap();
+    scene.detach(volume).await;
+    let volume = scene.open_on(&alone, restored).await.unwrap();
+    assert_eq!(volume.read(0, MIB).await.unwrap(), noise(1, MIB));
 }

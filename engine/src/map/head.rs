@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cursor::Reading;
 use super::view::{Layer, MapView};
-use super::{Extent, MapError, Memtable, PageRef, PageSource, RunRef, StoredMap};
+use super::{Extent, MapError, Memtable, Origin, PageRef, PageSource, RunRef, StoredMap};
 use crate::log::{Move, Op};
 use crate::store::StoreError;
 
@@ -68,6 +68,11 @@ impl Map {
                 answer => return answer,
             }
         }
+    }
+
+    /// The volumes that it names objects of.
+    pub fn origins(&self) -> Vec<Origin> {
+        self.state().below.origins().to_vec()
     }
 
     /// Does what the record's `ops` do to the map. Ops that do not concern it are passed over; who applies a record

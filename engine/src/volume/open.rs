@@ -3,7 +3,8 @@
 //! # Guarantees
 //! What a predecessor has answered under the same grant, and the log does not have, is read from the first moment on
 //! and goes into the first batch. So the volume is served before that batch is in the log: its entries stand where the
-//! predecessor's unflushed writes stood, and a flush waits for them like for any others.
+//! predecessor's unflushed writes stood, and a flush waits for them like for any others. A volume is not opened for its
+//! user while the pool of an ancestor that it needs is not loaded: it waits, where its reads would fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::buffer::{BufferError, DirtyBuffer};
 use crate::cache::ChunkCache;
 use crate::codec;
 use crate::ids::{GrantId, SessionId, SnapshotId, VolumeId};
-use crate::lineage::Lineage;
+use crate::lineage::{Lineage, UnknownAncestor};
 use crate::log::{Control, GrantMode, Log, LogError, Op, Put, Record, Replayed, Sink};
 use crate::map::{Map, MapView, PageSource, StoredMap};
 
@@ -71,6 +72,9 @@ pub enum OpenError {
     /// The dirty buffer failed.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+    /// Its map names an ancestor whose pool is not loaded (yet): reads would fail.
+    #[error(transparent)]
+    UnknownAncestor(#[from] UnknownAncestor),
 }
 
 /// Follows the map through a replay.
@@ -192,6 +196,10 @@ async fn open_session(
         }
         if state.control.grant.as_ref().is_none_or(|grant| grant.id != options.grant) {
             return Err(OpenError::NotGranted { volume: log.volume });
+        }
+        // Maintenance moves and deletes what is the volume's own.
+        if state.control.grant.as_ref().is_some_and(|grant| grant.mode == GrantMode::ReadWrite) {
+            options.lineage.reaches(sink.map.origins().iter().map(|origin| origin.volume))?;
         }
         let id = random_id(&log.env);
         let resumes = state.control.session.as_ref().map_or(SessionId::NONE, |session| session.id);

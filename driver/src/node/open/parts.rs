@@ -13,6 +13,7 @@ use holdfast_engine::volume::{Fetcher, Limits, OpenError, Pace};
 use tonic::Status;
 
 use super::hydration::Restored;
+use super::reader::ReadFrom;
 use super::{OpenVolume, ReadOnlyVolume, Served};
 use crate::frontend::{FrontEnd, Saved, Stack};
 use crate::handles::VolumeHandle;
@@ -105,27 +106,18 @@ impl Parts {
                         let restored = Restored { pool: found.pool, foreign };
                         Ok(Opened { served: Served::Writer(volume, buffer), cache, restored: Some(restored) })
                     }
-                    Err(HostError::Open(
-                        error @ (OpenError::NotGranted { .. } | OpenError::NoSuchVolume { .. }),
-                    )) => Err(Refused::Lost(status::open(error))),
+                    Err(HostError::Open(error)) => Err(error.into()),
                     Err(error) => Err(status::host(error).into()),
                 }
             }
             Access::ReadOnly => {
                 let lineage = host.lineage(&found.pool, volume, deadline).await.map_err(status::pool)?;
                 let pages = host.page_source(&found.log, &lineage);
-                let fetcher = Fetcher::new(lineage, Arc::clone(&host.cache), self.env.clone());
-                let grant = publication.grant;
-                let opened =
-                    ReadOnlyVolume::open(found.log, grant, (pages, fetcher), self.outage, deadline).await;
-                match opened.map_err(status::log)? {
-                    Some(reader) => {
-                        Ok(Opened { served: Served::Reader(Arc::new(reader)), cache, restored: None })
-                    }
-                    None => Err(Refused::Lost(Status::failed_precondition(format!(
-                        "the grant of volume {handle} is no longer in force on this node; it has to be attached again"
-                    )))),
-                }
+                let fetcher = Fetcher::new(lineage.clone(), Arc::clone(&host.cache), self.env.clone());
+                let from = ReadFrom { pages, fetcher, lineage };
+                let reader =
+                    ReadOnlyVolume::open(found.log, publication.grant, from, self.outage, deadline).await?;
+                Ok(Opened { served: Served::Reader(Arc::new(reader)), cache, restored: None })
             }
         }
     }
@@ -200,6 +192,17 @@ pub enum Refused {
     Lost(Status),
     /// It may be served later.
     Failed(Status),
+}
+
+impl From<OpenError> for Refused {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::NotGranted { .. } | OpenError::NoSuchVolume { .. } => Self::Lost(status::open(error)),
+            OpenError::Log(_) | OpenError::Buffer(_) | OpenError::UnknownAncestor(_) => {
+                Self::Failed(status::open(error))
+            }
+        }
+    }
 }
 
 impl From<Status> for Refused {

@@ -10,9 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId};
+use holdfast_engine::lineage::Lineage;
 use holdfast_engine::log::{Control, Log, LogError, Record, Sink};
 use holdfast_engine::map::{Map, PageSource, StoredMap};
-use holdfast_engine::volume::{Away, BlockReader, Blocks, FetchError, Fetcher, Outage, VolumeError};
+use holdfast_engine::volume::{
+    Away, BlockReader, Blocks, FetchError, Fetcher, OpenError, Outage, VolumeError,
+};
 use tokio::sync::RwLock;
 use tokio::time::Instant;
 
@@ -30,6 +33,17 @@ pub struct ReadOnlyVolume {
     size_bytes: u64,
     reader: RwLock<BlockReader>,
     reads: Outage<VolumeError>,
+}
+
+/// Where a volume and its ancestors are read.
+#[derive(Debug)]
+pub struct ReadFrom {
+    /// Pages of maps.
+    pub pages: Arc<dyn PageSource>,
+    /// Chunks.
+    pub fetcher: Fetcher,
+    /// The volumes that both know.
+    pub lineage: Lineage,
 }
 
 /// Follows the map through a replay.
@@ -55,22 +69,22 @@ impl Sink for MapSink {
 }
 
 impl ReadOnlyVolume {
-    /// Opens the volume of `log`; `None` if `grant` is not in force. Its reads wait for a store that is away at most
-    /// `outage`.
+    /// Opens the volume of `log` under `grant`. Its reads wait for a store that is away at most `outage`.
     pub async fn open(
         log: Log,
         grant: GrantId,
-        (pages, fetcher): (Arc<dyn PageSource>, Fetcher),
+        ReadFrom { pages, fetcher, lineage }: ReadFrom,
         outage: Duration,
         deadline: Instant,
-    ) -> Result<Option<Self>, LogError> {
+    ) -> Result<Self, OpenError> {
         let (control, map) = replay(&log, &pages, deadline).await?;
         if !control.readers.iter().any(|reader| reader.id == grant) {
-            return Ok(None);
+            return Err(OpenError::NotGranted { volume: log.volume });
         }
+        lineage.reaches(map.origins().iter().map(|origin| origin.volume))?;
         let reader = RwLock::new(BlockReader::new(log.volume, Blocks::Head(map), fetcher.clone()));
         let reads = Outage::new(log.volume, "reads", outage);
-        Ok(Some(Self { log, pages, fetcher, size_bytes: control.size_bytes, reader, reads }))
+        Ok(Self { log, pages, fetcher, size_bytes: control.size_bytes, reader, reads })
     }
 
     /// The outage of the store, if it is away.
