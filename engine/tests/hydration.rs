@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,33 +37,40 @@ fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
-/// A store that takes its time.
+/// A store that takes its time, and counts the gets that are under way together.
 #[derive(Debug, Default)]
-struct Slow(Memory);
+struct Slow {
+    inner: Memory,
+    gets: AtomicUsize,
+    most_gets: AtomicUsize,
+}
 
 #[async_trait]
 impl Store for Slow {
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         tokio::time::sleep(DELAY).await;
-        self.0.put_if_absent(key, body).await
+        self.inner.put_if_absent(key, body).await
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
         tokio::time::sleep(DELAY).await;
-        self.0.get(key).await
+        self.inner.get(key).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let gets = self.gets.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_gets.fetch_max(gets, Ordering::Relaxed);
         tokio::time::sleep(DELAY).await;
-        self.0.get_range(key, range).await
+        self.gets.fetch_sub(1, Ordering::Relaxed);
+        self.inner.get_range(key, range).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        self.0.list(prefix, after, limit).await
+        self.inner.list(prefix, after, limit).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.0.delete(key).await
+        self.inner.delete(key).await
     }
 }
 
@@ -72,16 +80,18 @@ struct Scene {
     cache: Arc<MemoryCache>,
     pool: Arc<Pool>,
     far: Arc<Pool>,
+    far_store: Arc<Slow>,
 }
 
 impl Scene {
     async fn new() -> Self {
         let env = Env::system();
-        let open = async |name: &str| {
-            let store = Arc::new(Slow::default());
+        let open = async |name: &str, store: Arc<Slow>| {
             Pool::over(name, "memory", store, None, Access::ReadWrite, env.clone()).await.unwrap()
         };
-        let (pool, far) = (open("default").await, open("offsite").await);
+        let far_store = Arc::new(Slow::default());
+        let pool = open("default", Arc::default()).await;
+        let far = open("offsite", Arc::clone(&far_store)).await;
         let pools = [(PoolKind::Pool, Arc::clone(&pool)), (PoolKind::Target, Arc::clone(&far))];
         let cache = Arc::new(MemoryCache::new(64 << 20));
         let host = Host {
@@ -89,7 +99,7 @@ impl Scene {
             pages: PageCache::new(4 << 20),
             cache: Arc::clone(&cache) as Arc<_>,
         };
-        Self { host, cache, pool, far }
+        Self { host, cache, pool, far, far_store }
     }
 
     async fn create(&self, pool: &Arc<Pool>, name: &str, source: Option<SourceSnapshot>) -> VolumeId {
@@ -225,6 +235,29 @@ async fn what_is_copied_takes_no_room_in_the_cache() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_goes_on_slowly_while_the_volume_is_read() {
+    let scene = Scene::new().await;
+    let restored = scene.restored("v", 0..200 * MIB).await;
+    let most_gets = &scene.far_store.most_gets;
+    let mut under_way = restored.begin(&Arc::new(Pace::new(0))).await;
+    under_way.until(2 * STEP).await;
+    assert!(most_gets.load(Ordering::Relaxed) >= 4, "{most_gets:?} gets at once");
+    let read_until = async |hydrated_bytes: u64| {
+        while under_way.seen.borrow().hydrated_bytes < hydrated_bytes {
+            restored.volume.read(0, 4096).await.unwrap();
+            tokio::time::sleep(DELAY / 4).await;
+        }
+    };
+    // When the steps that were begun have ended.
+    read_until(12 * STEP).await;
+    most_gets.store(0, Ordering::Relaxed);
+    read_until(200 * MIB).await;
+    // A step may lie in two segments.
+    assert!(most_gets.load(Ordering::Relaxed) <= 2, "{most_gets:?} gets at once");
+    assert!(under_way.end().await.done);
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_volumes_of_a_process_share_the_rate() {
     let scene = Scene::new().await;
     let one = scene.restored("one", 0..32 * MIB).await;
@@ -261,6 +294,8 @@ async fn what_is_read_comes_first_with_what_lies_around_it_and_then_the_rest_in_
     assert!(restored.is_copied(0..16 * STEP).await);
     let ended = under_way.end().await;
     assert_eq!((ended.hydrated_bytes, ended.total_bytes), (200 * MIB, 200 * MIB));
+    let copied_bytes = restored.volume.work().bytes;
+    assert!((200 * MIB..201 * MIB).contains(&copied_bytes), "each block once: {copied_bytes} bytes");
     assert_eq!(restored.left_bytes().await, 0);
 }
 
