@@ -281,7 +281,7 @@ impl Maintenance {
     pub async fn end(self, deadline: Instant) -> Result<(), ControlError> {
         // A publish may have ended it already; then there is nothing to close.
         if self.volume.check().is_ok() {
-            self.volume.close().await?;
+            self.volume.give_back().await?;
         }
         Ok(revoke(&self.log, self.grant, deadline).await?)
     }

@@ -46,7 +46,7 @@ pub async fn collect_detached(
         // Somebody else has taken the volume, perhaps another collector under the same grant.
         return Ok(Detached::Attached);
     }
-    // Also after an error: a volume that nobody collects should not look held.
+    // After an error too a volume that nobody collects should not look held.
     let revoked = revoke(log, grant, deadline).await;
     let round = outcome?;
     revoked?;
@@ -79,6 +79,6 @@ async fn rounds(
             () = tokio::time::sleep_until(again) => {}
         }
     }
-    volume.close().await?;
+    volume.give_back().await?;
     Ok(total)
 }

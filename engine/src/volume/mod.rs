@@ -459,9 +459,21 @@ impl Volume {
 
     /// Writes everything, checkpoints and ends the session. The volume cannot be used afterwards.
     pub async fn close(&self) -> Result<(), VolumeError> {
+        self.finish(false).await
+    }
+
+    /// As [`Self::close`], and gives the grant back in the same record: records that end a session or a grant are kept
+    /// for ever, so whoever holds a volume only to look after it leaves as few as it can.
+    pub async fn give_back(&self) -> Result<(), VolumeError> {
+        self.finish(true).await
+    }
+
+    async fn finish(&self, gives_back: bool) -> Result<(), VolumeError> {
         let closing = async {
-            self.append(Vec::new(), true).await?;
-            self.append(vec![Op::Close], false).await
+            let control = self.append(Vec::new(), true).await?.control;
+            let grant = control.grant.as_ref().filter(|_| gives_back);
+            let revoke = grant.map(|grant| Op::Revoke { grant: grant.id });
+            self.append([Op::Close].into_iter().chain(revoke).collect(), false).await
         };
         match closing.await {
             // By an earlier or a concurrent call.

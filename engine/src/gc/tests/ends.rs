@@ -8,8 +8,8 @@ use crate::codec::Codec;
 use crate::env::Env;
 use crate::gc::{Detached, GcError, collect_detached, reclaim};
 use crate::host::Host;
-use crate::ids::{BLOCK_BYTES, ObjectId, PoolId, VolumeId};
-use crate::log::{Log, Op};
+use crate::ids::{BLOCK_BYTES, ObjectId, PoolId, RecordNumber, VolumeId};
+use crate::log::{ControlOnly, Log, Op};
 use crate::map::PageCache;
 use crate::pool::{Access, NewVolume, Parent, Pool, PoolKind, PoolSet, layout};
 use crate::store::{Memory, Store};
@@ -42,6 +42,27 @@ async fn a_detached_volume_is_collected_after_the_grace_time() {
     assert!(scene.control().await.grant.is_none());
     assert!(scene.stored_bytes().await < BLOCKS * BLOCK_BYTES * 5 / 4);
     scene.check_reopened(scene.grant("b").await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_collection_leaves_three_records_for_ever() {
+    let mut scene = Scene::new().await;
+    let volume = scene.open(scene.grant("a").await).await;
+    scene.write(&volume, 0..BLOCKS).await;
+    volume.close().await.unwrap();
+    scene.detach("a").await;
+    let before = scene.log.replay(&mut ControlOnly, deadline()).await.unwrap().next;
+    let options = scene.options(Arc::new(scene.store.clone()), ObjectId::NONE);
+    collect_detached(&scene.log, "job", options, deadline()).await.unwrap();
+    let after = scene.log.replay(&mut ControlOnly, deadline()).await.unwrap();
+    let mut kept = 0;
+    for number in before.0..after.next.0 {
+        let record = scene.log.get(RecordNumber(number), deadline()).await.unwrap();
+        kept += usize::from(record.is_some_and(|record| record.is_kept()));
+    }
+    // Grant; Open; Close and Revoke.
+    assert_eq!(kept, 3);
+    assert!(after.control.grant.is_none() && after.control.session.is_none());
 }
 
 #[tokio::test(start_paused = true)]
