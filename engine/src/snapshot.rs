@@ -1,7 +1,9 @@
 //! Reading a snapshot: of a volume that is open elsewhere, or nowhere.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::cache::ChunkCache;
@@ -11,7 +13,7 @@ use crate::lineage::Lineage;
 use crate::log::{ControlOnly, Inert, Log, LogError, Snapshot};
 use crate::map::{MapView, PageSource, SnapshotMap};
 use crate::pool::layout;
-use crate::volume::{BlockReader, Blocks, Fetcher};
+use crate::volume::{BlockReader, Fetcher, Present};
 
 /// Why a snapshot could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +73,32 @@ pub async fn reader(
     deadline: Instant,
 ) -> Result<BlockReader, SnapshotError> {
     let state = find(log, snapshot, deadline).await?;
-    let view = MapView::from_stored(pages, &state.map.map);
+    let view = MapView::from_stored(Arc::clone(&pages), &state.map.map);
     let fetcher = Fetcher::new(lineage, cache, log.env.clone());
-    Ok(BlockReader::new(log.volume, Blocks::Moment(view), fetcher))
+    let present = Arc::new(PresentMap { log: log.clone(), snapshot, pages });
+    Ok(BlockReader::of_snapshot(log.volume, view, fetcher, present))
+}
+
+/// How long a reader looks for the present map of a snapshot whose old one is gone.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where a snapshot's present map is found.
+#[derive(Debug)]
+struct PresentMap {
+    log: Log,
+    snapshot: SnapshotId,
+    pages: Arc<dyn PageSource>,
+}
+
+#[async_trait]
+impl Present for PresentMap {
+    async fn map(&self) -> Option<MapView> {
+        match find(&self.log, self.snapshot, Instant::now() + PATIENCE).await {
+            Ok(state) => Some(MapView::from_stored(Arc::clone(&self.pages), &state.map.map)),
+            Err(error) => {
+                tracing::warn!(volume = %self.log.volume, snapshot = %self.snapshot, %error, "a snapshot is gone");
+                None
+            }
+        }
+    }
 }

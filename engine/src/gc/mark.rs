@@ -4,126 +4,153 @@
 //! - Everything that the session of the [`Cut`] can reach, and everything that the two newest roots and the snapshots
 //!   reach, is marked. Only the volume's own objects: an ancestor's are its own collector's business.
 //! - The head, the newest root and the snapshots are read in full or the marking fails.
+//! - What a pinned snapshot reaches is known as such.
 //!
 //! # Cost
-//! Every page of the head is read once. Of roots and snapshots only what differs from the head is read. In memory
-//! stand about a hundred bytes for each segment and record with data, and 16 for each page.
+//! Every page of the head is read once, and once those of the newest pinned snapshot. Of each other snapshot only what
+//! differs from the next newer one is read: what a snapshot names and its successor does not. In memory stand about a
+//! hundred bytes for each segment and record with data, 16 for each page, and the list of runs of each snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
 use super::GcError;
-use crate::ids::{ObjectId, RecordNumber, VolumeId};
+use crate::ids::{ObjectId, RecordNumber, SnapshotId, VolumeId};
 use crate::log::{Control, Log};
-use crate::map::{Diff, Extent, Location, MapError, MapView, SegmentKind, StoredMap, Walk, map_objects};
+use crate::map::{
+    Diff, Extent, Location, MapError, MapObject, MapView, SegmentKind, SnapshotMap, StoredMap, Walk,
+    add_map_objects,
+};
 use crate::snapshot;
 use crate::store::StoreError;
 use crate::volume::Cut;
 
-/// A segment with data that the head names.
+/// A segment with data that the head, or a snapshot without a pin, names.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Usage {
     /// The record that made it visible.
     pub birth: RecordNumber,
     /// Bytes of the object; zero until a listing has shown it.
     pub size_bytes: u64,
-    /// Stored bytes of the blocks that the head names.
+    /// Stored bytes of the blocks that are named.
     pub live_bytes: u64,
-    /// Map entries that name it.
+    /// Those blocks.
+    pub blocks: u64,
+    /// Map entries that name it; an entry of several maps counts once.
     pub extents: u64,
+    /// Whether snapshots name blocks of it that the head does not.
+    pub in_snapshots: bool,
 }
 
 /// What is needed.
 #[derive(Debug, Default)]
 pub(super) struct Needed {
-    /// Segments, also those in records, that the head names.
-    pub head: BTreeMap<ObjectId, Usage>,
-    /// Segments that only roots and snapshots name.
+    /// Segments, also those in records, that the head or snapshots name whose maps may be rewritten.
+    pub used: BTreeMap<ObjectId, Usage>,
+    /// Segments, also those in records, that pinned snapshots name: they stay where they are.
+    pub pinned: BTreeSet<ObjectId>,
+    /// Segments that only roots and snapshots without a durable map name.
     pub older: BTreeSet<ObjectId>,
     /// Records with data that something names, and their ids.
     pub records: BTreeMap<RecordNumber, ObjectId>,
     /// Pages, indexes and snapshot maps.
     pub map_objects: BTreeSet<ObjectId>,
+    /// The maps of the snapshots without a pin, newest first.
+    pub snapshots: Vec<SnapshotMap>,
 }
 
-/// Marks what is needed by what `cut` can reach and by `roots` (newest first).
-pub(super) async fn mark(
-    log: &Log,
-    cut: &Cut,
-    roots: &[RecordNumber],
-    deadline: Instant,
-) -> Result<Needed, GcError> {
-    let mut mark = Mark { log, head: &cut.head, deadline, needed: Needed::default(), maps: BTreeSet::new() };
-    mark.head().await?;
-    for view in &cut.unmapped {
-        mark.older(view).await?;
-    }
-    mark.snapshots(&cut.control).await?;
-    for (age, number) in roots.iter().enumerate() {
-        let marked = mark.root(*number).await;
-        match marked {
-            // A root that a session put, or whose put landed, so late that its pages were collected. Nobody builds on
-            // it: there is a newer one.
-            Err(GcError::Map(MapError::Store(StoreError::NotFound { key }))) if age > 0 => {
-                tracing::warn!(volume = %log.volume, root = %number, %key, "an old root is incomplete");
-            }
-            outcome => outcome?,
-        }
-    }
-    Ok(mark.needed)
-}
-
-struct Mark<'a> {
+/// Marks what is needed.
+#[derive(Debug)]
+pub(super) struct Mark<'a> {
     log: &'a Log,
-    head: &'a MapView,
+    cut: &'a Cut,
     deadline: Instant,
-    needed: Needed,
+    pub needed: Needed,
     /// Snapshot maps that are marked already.
     maps: BTreeSet<ObjectId>,
+    /// The map objects met so far, ancestors' too.
+    objects: BTreeSet<MapObject>,
+    /// The present maps of the snapshots.
+    present: BTreeMap<SnapshotId, MapView>,
 }
 
-impl Mark<'_> {
+/// How something is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum As {
+    Snapshot,
+    Pinned,
+    Older,
+}
+
+impl<'a> Mark<'a> {
+    /// Marks what is needed by what `cut` can reach and by `roots` (newest first). Clones need the snapshots in
+    /// `pinned`.
+    pub async fn of(
+        log: &'a Log,
+        cut: &'a Cut,
+        roots: &[RecordNumber],
+        pinned: &BTreeSet<SnapshotId>,
+        deadline: Instant,
+    ) -> Result<Self, GcError> {
+        let mut mark = Self {
+            log,
+            cut,
+            deadline,
+            needed: Needed::default(),
+            maps: BTreeSet::new(),
+            objects: BTreeSet::new(),
+            present: BTreeMap::new(),
+        };
+        mark.head().await?;
+        for view in &cut.unmapped {
+            mark.difference(&cut.head, view, As::Older).await?;
+        }
+        mark.snapshots(pinned).await?;
+        for (age, number) in roots.iter().enumerate() {
+            match mark.root(*number).await {
+                // A root that a session put, or whose put landed, so late that its pages were collected. Nobody builds
+                // on it: there is a newer one.
+                Err(GcError::Map(MapError::Store(StoreError::NotFound { key }))) if age > 0 => {
+                    tracing::warn!(volume = %log.volume, root = %number, %key, "an old root is incomplete");
+                }
+                outcome => outcome?,
+            }
+        }
+        mark.own_objects();
+        Ok(mark)
+    }
+
     async fn head(&mut self) -> Result<(), MapError> {
-        self.objects(self.head).await?;
-        let mut walk = Walk::new(self.head);
+        add_map_objects(&self.cut.head, &mut self.objects).await?;
+        let mut walk = Walk::new(&self.cut.head);
         while let Some(extents) = walk.next().await? {
-            for extent in extents {
-                self.needed.note_head(self.log.volume, &extent);
-            }
+            extents.iter().for_each(|extent| self.needed.note_used(self.log.volume, extent, false));
         }
         Ok(())
     }
 
-    /// Marks what `view` names and the head does not.
-    async fn older(&mut self, view: &MapView) -> Result<(), MapError> {
-        self.objects(view).await?;
-        let mut diff = Diff::new(self.head, view, 0);
-        while let Some(extent) = diff.next().await? {
-            if let Some(location) = own(self.log.volume, &extent) {
-                self.needed.note_older(location);
+    /// The snapshots, newest first: those without a pin as what differs from the next newer one, or the head; those
+    /// with one in full, since all they name stays where it is.
+    async fn snapshots(&mut self, pinned: &BTreeSet<SnapshotId>) -> Result<(), GcError> {
+        let mut newer = self.cut.head.clone();
+        let mut newer_pinned: Option<MapView> = None;
+        for (id, found) in self.cut.control.snapshots.iter().rev() {
+            let Some(map) = found.map else { continue };
+            let stored = self.read(map).await?;
+            let view = self.view(&stored.map);
+            self.present.insert(*id, view.clone());
+            if !pinned.contains(id) {
+                self.difference(&newer, &view, As::Snapshot).await?;
+                self.needed.snapshots.push(stored);
+                newer = view;
+                continue;
             }
-        }
-        Ok(())
-    }
-
-    async fn objects(&mut self, view: &MapView) -> Result<(), MapError> {
-        let own = map_objects(view).await?.into_iter().filter(|object| object.volume == self.log.volume);
-        self.needed.map_objects.extend(own.map(|object| object.id));
-        Ok(())
-    }
-
-    async fn stored(&mut self, map: &StoredMap) -> Result<(), MapError> {
-        self.older(&MapView::from_stored(self.head.source().clone(), map)).await
-    }
-
-    async fn snapshots(&mut self, control: &Control) -> Result<(), GcError> {
-        for id in control.snapshots.values().filter_map(|snapshot| snapshot.map) {
-            if self.maps.insert(id) {
-                self.needed.map_objects.insert(id);
-                let map = snapshot::read_map(self.log, id, self.deadline).await.map_err(GcError::from_log)?;
-                self.stored(&map.map).await?;
+            match &newer_pinned {
+                Some(newer) => self.difference(newer, &view, As::Pinned).await?,
+                None => self.whole(&view).await?,
             }
+            newer_pinned = Some(view);
         }
         Ok(())
     }
@@ -131,56 +158,133 @@ impl Mark<'_> {
     async fn root(&mut self, number: RecordNumber) -> Result<(), GcError> {
         let root = self.log.root(number, self.deadline).await?;
         let root = root.ok_or(GcError::Overtaken { volume: self.log.volume })?;
-        self.stored(&root.map).await?;
-        // It may show snapshots that were forgotten since.
-        self.snapshots(&root.control).await
+        self.difference(&self.cut.head, &self.view(&root.map), As::Older).await?;
+        self.snapshots_of(&root.control).await
+    }
+
+    /// A root may show snapshots that were forgotten since, and maps that were rewritten.
+    async fn snapshots_of(&mut self, control: &Control) -> Result<(), GcError> {
+        for (id, found) in &control.snapshots {
+            let Some(map) = found.map.filter(|map| !self.maps.contains(map)) else { continue };
+            let stored = self.read(map).await?;
+            self.against_present(*id, &stored.map, As::Older).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks an earlier generation of a pinned snapshot's map. One that is incomplete was being deleted, when nothing
+    /// pinned it.
+    pub async fn generation(&mut self, map: ObjectId) -> Result<(), GcError> {
+        let marked = async {
+            let stored = self.read(map).await?;
+            self.against_present(stored.snapshot, &stored.map, As::Pinned).await
+        };
+        match marked.await {
+            Err(GcError::Map(MapError::Store(StoreError::NotFound { key }))) => {
+                tracing::warn!(volume = %self.log.volume, %map, %key, "an old snapshot map is incomplete");
+            }
+            outcome => outcome?,
+        }
+        self.own_objects();
+        Ok(())
+    }
+
+    async fn read(&mut self, map: ObjectId) -> Result<SnapshotMap, GcError> {
+        self.maps.insert(map);
+        self.needed.map_objects.insert(map);
+        snapshot::read_map(self.log, map, self.deadline).await.map_err(GcError::from_log)
+    }
+
+    fn view(&self, map: &StoredMap) -> MapView {
+        MapView::from_stored(self.cut.head.source().clone(), map)
+    }
+
+    async fn against_present(&mut self, id: SnapshotId, map: &StoredMap, needed: As) -> Result<(), GcError> {
+        let present = self.present.get(&id).unwrap_or(&self.cut.head).clone();
+        Ok(self.difference(&present, &self.view(map), needed).await?)
+    }
+
+    /// Marks what `older` names and `newer` does not.
+    async fn difference(&mut self, newer: &MapView, older: &MapView, needed: As) -> Result<(), MapError> {
+        add_map_objects(older, &mut self.objects).await?;
+        let mut diff = Diff::new(newer, older, 0);
+        while let Some(extent) = diff.next().await? {
+            match needed {
+                As::Snapshot => self.needed.note_used(self.log.volume, &extent, true),
+                As::Pinned => self.needed.note_pinned(self.log.volume, &extent),
+                As::Older => self.needed.note_older(self.log.volume, &extent),
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks all that a pinned snapshot names.
+    async fn whole(&mut self, view: &MapView) -> Result<(), MapError> {
+        add_map_objects(view, &mut self.objects).await?;
+        let mut walk = Walk::new(view);
+        while let Some(extents) = walk.next().await? {
+            extents.iter().for_each(|extent| self.needed.note_pinned(self.log.volume, extent));
+        }
+        Ok(())
+    }
+
+    fn own_objects(&mut self) {
+        let own = self.objects.iter().filter(|object| object.volume == self.log.volume);
+        self.needed.map_objects.extend(own.map(|object| object.id));
     }
 }
 
-fn own(volume: VolumeId, extent: &Extent) -> Option<Location> {
+/// Where the extent's data lies, if in a segment of the volume itself.
+pub(super) fn own(volume: VolumeId, extent: &Extent) -> Option<Location> {
     extent.location.filter(|location| location.segment.volume == volume)
 }
 
 impl Needed {
-    fn note_head(&mut self, volume: VolumeId, extent: &Extent) {
+    fn note_used(&mut self, volume: VolumeId, extent: &Extent, in_snapshots: bool) {
         let Some(location) = own(volume, extent) else { return };
+        self.note_record(&location);
         let segment = location.segment;
-        if segment.kind == SegmentKind::Record {
-            self.records.insert(segment.birth, segment.id);
-        }
-        let usage = self.head.entry(segment.id).or_insert(Usage {
+        let usage = self.used.entry(segment.id).or_insert(Usage {
             birth: segment.birth,
             size_bytes: 0,
             live_bytes: 0,
+            blocks: 0,
             extents: 0,
+            in_snapshots: false,
         });
         usage.extents += 1;
+        usage.blocks += u64::from(extent.blocks);
         usage.live_bytes +=
             u64::from(location.stored_len) * u64::from(extent.blocks) / u64::from(location.chunk_blocks);
+        usage.in_snapshots |= in_snapshots;
     }
 
-    fn note_older(&mut self, location: Location) {
-        let segment = location.segment;
-        match segment.kind {
-            SegmentKind::Record => {
-                self.records.insert(segment.birth, segment.id);
-            }
-            SegmentKind::Object => {
-                if !self.head.contains_key(&segment.id) {
-                    self.older.insert(segment.id);
-                }
-            }
+    fn note_pinned(&mut self, volume: VolumeId, extent: &Extent) {
+        let Some(location) = own(volume, extent) else { return };
+        self.note_record(&location);
+        self.pinned.insert(location.segment.id);
+    }
+
+    fn note_older(&mut self, volume: VolumeId, extent: &Extent) {
+        let Some(location) = own(volume, extent) else { return };
+        self.note_record(&location);
+        self.older.insert(location.segment.id);
+    }
+
+    fn note_record(&mut self, location: &Location) {
+        if location.segment.kind == SegmentKind::Record {
+            self.records.insert(location.segment.birth, location.segment.id);
         }
     }
 
     /// Whether the segment object is needed.
     pub fn segment(&self, id: ObjectId) -> bool {
-        self.head.contains_key(&id) || self.older.contains(&id)
+        self.used.contains_key(&id) || self.pinned.contains(&id) || self.older.contains(&id)
     }
 
     /// Notes the size of an object with data.
     pub fn note_size(&mut self, id: ObjectId, size_bytes: u64) {
-        if let Some(usage) = self.head.get_mut(&id) {
+        if let Some(usage) = self.used.get_mut(&id) {
             usage.size_bytes = size_bytes;
         }
     }

@@ -1,12 +1,13 @@
 //! Garbage collection: what no head, root, snapshot or pin needs is deleted, and what is mostly overwritten is
-//! rewritten.
+//! rewritten, also under snapshots that are held.
 //!
 //! # Expected flow
 //! [`maintain`] runs next to an open volume. When enough has been written it makes a *round*: it finds out what is
 //! needed ([`mark`]), deletes what two rounds have found unneeded ([`sweep`]), and rewrites segments that are mostly
-//! overwritten ([`relocate`]). A round that leaves garbage is followed by another after the grace time; then an idle
-//! volume makes no requests. [`collect_detached`] does the same for a volume that is attached nowhere, and [`reclaim`]
-//! removes a deleted one.
+//! overwritten ([`relocate`]): those that are worth it ([`choose`]), as far as the head or a snapshot needs them
+//! ([`gather`]). Snapshots then get new maps ([`generations`]). A round that leaves garbage is followed by another after
+//! the grace time; then an idle volume makes no requests. [`collect_detached`] does the same for a volume that is
+//! attached nowhere, and [`reclaim`] removes a deleted one.
 //!
 //! # Guarantees
 //! Nothing is deleted that the head, the two newest roots, a snapshot or a pinned snapshot reaches, or that any session
@@ -18,8 +19,11 @@
 //! # Crash behaviour
 //! Every step can be repeated. A crash leaves garbage, for the next session's rounds.
 
+mod choose;
 mod detached;
 mod error;
+mod gather;
+mod generations;
 mod history;
 mod host;
 mod mark;
@@ -38,6 +42,7 @@ pub use detached::{Detached, collect_detached};
 pub use error::GcError;
 pub use reclaim::reclaim;
 
+use crate::ids::RecordNumber;
 use crate::volume::{Volume, VolumeError, Work};
 use sweep::Sweeper;
 
@@ -57,7 +62,7 @@ impl Default for Rhythm {
 }
 
 /// A round is due when this part of the live data has been written.
-const PROPORTION: u64 = 16;
+const PROPORTION: u64 = 32;
 
 /// What a round did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,7 +73,7 @@ pub struct Round {
     pub left: u64,
     /// Bytes of blocks rewritten.
     pub moved_bytes: u64,
-    /// Stored bytes of the data that the head names.
+    /// Stored bytes of the data that the head names, and snapshots without a pin.
     pub live_bytes: u64,
 }
 
@@ -79,23 +84,31 @@ pub struct Collector {
     sweeper: Sweeper,
     /// What the session had written when the last round ended.
     seen: Work,
+    /// Up to here maps of snapshots may have been switched; none until the first round.
+    switched: Option<RecordNumber>,
 }
 
 impl Collector {
     /// A collector for an open volume. One session has one.
     pub fn new(volume: Volume) -> Self {
-        Self { sweeper: Sweeper::new(volume.clone()), volume, seen: Work::default() }
+        Self { sweeper: Sweeper::new(volume.clone()), volume, seen: Work::default(), switched: None }
     }
 
     /// One round.
     pub async fn round(&mut self) -> Result<Round, GcError> {
         let written_bytes = self.volume.work().bytes.saturating_sub(self.seen.bytes);
-        let swept = self.sweeper.sweep().await?;
-        let moved_bytes = relocate::relocate(&self.volume, &swept, written_bytes).await?;
+        let mut swept = self.sweeper.sweep().await?;
+        // What other sessions switched lies before the newest root.
+        let switched = *self.switched.get_or_insert(swept.newest);
+        let newest = swept.cut.control.snapshots.keys().next_back();
+        let held = newest.map_or(RecordNumber(0), |newest| switched.max(RecordNumber(newest.0)));
+        let relocated = relocate::relocate(&self.volume, &mut swept, held, written_bytes).await?;
+        self.switched = self.switched.max(relocated.switched);
         // What the round itself has written calls for no other.
         self.seen = self.volume.work();
-        let live_bytes = swept.needed.head.values().map(|usage| usage.live_bytes).sum();
-        Ok(Round { deleted: swept.deleted, left: swept.left, moved_bytes, live_bytes })
+        let live_bytes = swept.needed.used.values().map(|usage| usage.live_bytes).sum();
+        let (deleted, left) = (swept.deleted, swept.left);
+        Ok(Round { deleted, left, moved_bytes: relocated.bytes, live_bytes })
     }
 }
 

@@ -24,23 +24,24 @@ pub(super) async fn pinned(log: &Log, deadline: Instant) -> Result<BTreeSet<Snap
     listed.into_iter().map(|listed| snapshot_in(listed.key)).collect()
 }
 
-/// Forgets the deleted snapshots that no pin names. One whose map is not written yet waits for the checkpoint.
-pub(super) async fn forget_snapshots(volume: &Volume, deadline: Instant) -> Result<(), GcError> {
+/// Forgets the deleted snapshots that no pin names. One whose map is not written yet waits for the checkpoint. Answers
+/// which snapshots pins name.
+pub(super) async fn forget_snapshots(
+    volume: &Volume,
+    deadline: Instant,
+) -> Result<BTreeSet<SnapshotId>, GcError> {
     let control = volume.cut().await?.control;
-    let mut deleted: Vec<SnapshotId> = control
-        .snapshots
-        .iter()
-        .filter(|(_, snapshot)| snapshot.deleted && snapshot.map.is_some())
-        .map(|(id, _)| *id)
-        .collect();
-    if deleted.is_empty() {
-        return Ok(());
+    if control.snapshots.is_empty() {
+        return Ok(BTreeSet::new());
     }
     let pinned = pinned(volume.log(), deadline).await?;
-    deleted.retain(|snapshot| !pinned.contains(snapshot));
-    if !deleted.is_empty() {
-        let ops = deleted.into_iter().map(|snapshot| Op::ForgetSnapshot { snapshot }).collect();
+    let unneeded = control
+        .snapshots
+        .iter()
+        .filter(|(id, snapshot)| snapshot.deleted && snapshot.map.is_some() && !pinned.contains(id));
+    let ops: Vec<Op> = unneeded.map(|(id, _)| Op::ForgetSnapshot { snapshot: *id }).collect();
+    if !ops.is_empty() {
         volume.append(ops, false).await?;
     }
-    Ok(())
+    Ok(pinned)
 }

@@ -1,140 +1,83 @@
-//! Giving back the room of segments that are mostly overwritten, and gathering small ones.
-//!
-//! # Policy
-//! Segments that no snapshot needs are rewritten, emptiest first, until what all of them take is within a fifth of
-//! what is live in them. Small ones (data that travelled in records, small flushes) are gathered into full segments
-//! when there are many, oldest first. A round moves about twice what was written since the last one.
-//!
-//! A segment that the head names, and that was born before a snapshot was taken, is named by that snapshot too: blocks
-//! never come back. So birth alone tells what snapshots hold.
+//! Giving back the room of segments that are mostly overwritten, and gathering small ones: what the head and the
+//! snapshots need of them is copied into new segments.
 //!
 //! # Guarantees
 //! A move applies only where the map still names the source, so newer data stays. Copies keep the session and the
-//! place in the write order of the original.
+//! place in the write order of the original. What a pinned snapshot names is not moved.
+//!
+//! # Cost
+//! Segments are read one after the other, neighbouring chunks with one request. In memory stand the places of the
+//! chunks in hand ([`super::gather`]) and the data of one segment.
 //!
 //! # Crash behaviour
-//! Copies that no record names are garbage of the session.
+//! Copies that no record and no map names are garbage of the session.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::GcError;
-use super::mark::{Needed, Usage};
+use super::choose::{Bounds, choose};
+use super::gather::{Gather, Piece};
+use super::generations::switch;
 use super::sweep::Swept;
 use crate::codec::{self, ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName, RECORD_MOVES_MAX};
 use crate::ids::{BLOCK_BYTES, ObjectId, RecordNumber};
-use crate::map::{Extent, Location, SegmentKind, SegmentRef, Walk};
-use crate::volume::{Bulk, FetchError, Fetcher, Limits, Volume, Writer};
+use crate::log::Move;
+use crate::map::{Extent, Location, MapView, SegmentKind, SegmentRef};
+use crate::volume::{Bulk, FetchError, Fetcher, Volume, Writer};
 
-/// Moved in a round, however little was written.
-const ROUND_BYTES: u64 = 64 << 20;
 /// Bytes of blocks that one record moves at most.
-const STEP_BYTES: u64 = 32 << 20;
-/// Bytes of blocks read at once.
-const READ_BYTES: u64 = 4 << 20;
-/// Small segments are gathered when there are so many.
-const SMALL_MIN: usize = 64;
-/// A segment is small below this part of a full one.
-const SMALL_PART: u64 = 4;
-/// What stays unused at most, as a part of what is live.
-const SLACK_PART: u64 = 5;
-/// Bytes that a copy takes beyond the live ones, at most: of each chunk its entry in the table, a trailer and what it
-/// compresses worse alone; of each segment its envelope and the table's begin. So a copy never looks worth copying.
-const CHUNK_EXTRA_BYTES: u64 = 64;
-const SEGMENT_EXTRA_BYTES: u64 = 160;
-/// How long reading one table may take.
+pub(super) const STEP_BYTES: u64 = 32 << 20;
+/// How long reading one table, or writing new maps, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Moves what is worth it after `written_bytes` were written since the last round. Returns the bytes of blocks moved.
-pub(super) async fn relocate(volume: &Volume, swept: &Swept, written_bytes: u64) -> Result<u64, GcError> {
-    let held =
-        swept.cut.control.snapshots.keys().next_back().map_or(RecordNumber(0), |last| RecordNumber(last.0));
-    let budget = ROUND_BYTES + 2 * written_bytes;
-    let chosen = choose(&swept.needed, held, swept.covered, volume.limits(), budget);
+/// What a relocation did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Relocated {
+    /// Bytes of blocks moved.
+    pub bytes: u64,
+    /// The last record that switched the map of a snapshot.
+    pub switched: Option<RecordNumber>,
+}
+
+/// Moves what is worth it after `written_bytes` were written since the last round. Snapshots name nothing that was born
+/// after `held`.
+pub(super) async fn relocate(
+    volume: &Volume,
+    swept: &mut Swept,
+    held: RecordNumber,
+    written_bytes: u64,
+) -> Result<Relocated, GcError> {
+    let limits = volume.limits();
+    // The map of a snapshot that was taken this very moment is not written yet. It waits for the next round.
+    if !swept.cut.unmapped.is_empty() {
+        return Ok(Relocated::default());
+    }
+    let chosen = choose(&swept.needed, Bounds { covered: swept.covered, held, written_bytes, limits });
     if chosen.is_empty() {
-        return Ok(0);
+        return Ok(Relocated::default());
     }
-    let mut mover =
-        Mover { volume, bulk: volume.bulk(volume.session()), tables: BTreeMap::new(), step: Step::default() };
-    let mut walk = Walk::new(&swept.cut.head);
-    let mut moved_bytes = 0;
-    let mut batch: Vec<Extent> = Vec::new();
-    let mut batch_bytes = 0;
-    loop {
-        let extents = walk.next().await?;
-        let ended = extents.is_none();
-        let ours =
-            |extent: &Extent| extent.location.is_some_and(|location| chosen.contains(&location.segment.id));
-        for extent in extents.unwrap_or_default().into_iter().filter(ours) {
-            batch_bytes += bytes(&extent);
-            batch.push(extent);
-            if batch_bytes >= READ_BYTES {
-                moved_bytes += std::mem::take(&mut batch_bytes);
-                mover.copy(&std::mem::take(&mut batch)).await?;
-            }
-        }
-        if ended {
-            mover.copy(&batch).await?;
-            mover.commit().await?;
-            return Ok(moved_bytes + batch_bytes);
-        }
+    let source = swept.cut.head.source();
+    let snapshots =
+        swept.needed.snapshots.iter().map(|found| MapView::from_stored(source.clone(), &found.map));
+    let mut gather = Gather::new(volume.id(), swept.cut.head.clone(), snapshots.collect(), &chosen);
+    let mut mover = Mover::new(volume);
+    let mut switched = None;
+    while let Some(pieces) = gather.next().await? {
+        mover.copy(pieces).await?;
+        let moves = std::mem::take(&mut mover.moves);
+        let deadline = Instant::now() + PATIENCE;
+        let named = moves.into_iter().filter(|moved| moved.from.segment.birth <= held).collect();
+        let last = switch(volume, &swept.cut, &mut swept.needed.snapshots, named, deadline).await?;
+        switched = last.or(switched);
     }
-}
-
-/// What a copy of the live data takes.
-fn copy_bytes(usage: &Usage) -> u64 {
-    usage.live_bytes + usage.extents * CHUNK_EXTRA_BYTES + SEGMENT_EXTRA_BYTES
-}
-
-/// What rewriting the segment gives back.
-fn spare_bytes(usage: &Usage) -> u64 {
-    usage.size_bytes.saturating_sub(copy_bytes(usage))
+    Ok(Relocated { bytes: mover.bytes, switched })
 }
 
 fn bytes(extent: &Extent) -> u64 {
     u64::from(extent.blocks) * BLOCK_BYTES
-}
-
-/// The segments to rewrite: of those born after `held`, whose births a durable root covers.
-fn choose(
-    needed: &Needed,
-    held: RecordNumber,
-    covered: RecordNumber,
-    limits: &Limits,
-    budget_bytes: u64,
-) -> BTreeSet<ObjectId> {
-    let free = |usage: &Usage| usage.birth > held && usage.birth <= covered && usage.size_bytes > 0;
-    let mut segments: Vec<(&ObjectId, &Usage)> =
-        needed.head.iter().filter(|(_, usage)| free(usage)).collect();
-    let mut stored_bytes: u64 = segments.iter().map(|(_, usage)| usage.size_bytes).sum();
-    let live_bytes: u64 = segments.iter().map(|(_, usage)| copy_bytes(usage)).sum();
-    let mut left_bytes = budget_bytes;
-    let mut chosen = BTreeSet::new();
-    let mut take = |id: &ObjectId, usage: &Usage, stored_bytes: &mut u64| {
-        if usage.live_bytes <= left_bytes && chosen.insert(*id) {
-            left_bytes -= usage.live_bytes;
-            *stored_bytes = stored_bytes.saturating_sub(spare_bytes(usage));
-        }
-    };
-    let small = |usage: &Usage| usage.size_bytes < limits.segment_bytes / SMALL_PART;
-    if segments.iter().filter(|(_, usage)| small(usage)).count() >= SMALL_MIN {
-        segments.sort_by_key(|(_, usage)| usage.birth);
-        for (id, usage) in segments.iter().filter(|(_, usage)| small(usage)) {
-            take(id, usage, &mut stored_bytes);
-        }
-    }
-    // In thousandths; the oldest first where they are equal.
-    segments.retain(|(_, usage)| spare_bytes(usage) > 0);
-    segments.sort_by_key(|(_, usage)| (copy_bytes(usage) * 1000 / usage.size_bytes, usage.birth));
-    for (id, usage) in segments {
-        if stored_bytes <= live_bytes + live_bytes / SLACK_PART {
-            break;
-        }
-        take(id, usage, &mut stored_bytes);
-    }
-    chosen
 }
 
 #[derive(Debug, Default)]
@@ -147,22 +90,57 @@ struct Step {
 struct Mover<'a> {
     volume: &'a Volume,
     bulk: Bulk,
-    /// Who wrote the chunks of the segments met so far, by their place.
-    tables: BTreeMap<ObjectId, BTreeMap<u32, Writer>>,
     step: Step,
+    bytes: u64,
+    /// What was committed.
+    moves: Vec<Move>,
 }
 
-impl Mover<'_> {
-    async fn copy(&mut self, extents: &[Extent]) -> Result<(), GcError> {
+impl<'a> Mover<'a> {
+    fn new(volume: &'a Volume) -> Self {
+        let bulk = volume.bulk(volume.session());
+        Self { volume, bulk, step: Step::default(), bytes: 0, moves: Vec::new() }
+    }
+
+    /// Copies the pieces, and commits: what the head needs apart from what only snapshots need, which goes with them;
+    /// segment by segment, in the order of their births, so that data of one age comes to lie together.
+    async fn copy(&mut self, pieces: Vec<Piece>) -> Result<(), GcError> {
+        let extents = pieces.iter().flat_map(Piece::extents);
+        let (in_head, in_snapshots): (Vec<_>, Vec<_>) = extents.partition(|(_, in_head)| *in_head);
+        for (mut extents, in_head) in [(in_head, true), (in_snapshots, false)] {
+            extents.sort_by_key(|(extent, _)| extent.location.map(|l| (l.segment.birth, l)));
+            let mut batch: Vec<Extent> = Vec::new();
+            let mut batch_bytes = 0;
+            for (extent, _) in extents {
+                batch_bytes += bytes(&extent);
+                batch.push(extent);
+                if batch_bytes >= self.volume.limits().segment_bytes {
+                    batch_bytes = 0;
+                    self.copy_batch(std::mem::take(&mut batch), in_head).await?;
+                }
+            }
+            self.copy_batch(batch, in_head).await?;
+            self.commit().await?;
+        }
+        Ok(())
+    }
+
+    async fn copy_batch(&mut self, mut extents: Vec<Extent>, in_head: bool) -> Result<(), GcError> {
         let locations: Vec<Location> = extents.iter().filter_map(|extent| extent.location).collect();
-        let chunks = self.volume.reader().fetcher().chunks(&locations).await?;
-        for (extent, location) in extents.iter().zip(&locations) {
-            let data = Fetcher::blocks(&chunks, location, extent.blocks)
-                .ok_or(FetchError::Short { location: *location })?;
-            let writer = self.writer(location).await?;
-            self.bulk.relocate_as(writer, *extent, &data).await?;
+        let chunks = self.volume.reader().fetcher().chunks_once(&locations).await?;
+        let writers = writers(self.volume, &locations).await?;
+        extents.sort_by_key(|extent| extent.lba);
+        for extent in extents {
+            let Some(location) = extent.location else { continue };
+            let data =
+                Fetcher::blocks(&chunks, &location, extent.blocks).ok_or(FetchError::Short { location })?;
+            // The chunk itself was read and checked; only who wrote it may be unknown.
+            let unknown = Writer { session: self.volume.session(), order: 0 };
+            let writer =
+                writers.get(&(location.segment.id, location.stored_offset)).copied().unwrap_or(unknown);
+            self.bulk.relocate_as(writer, extent, in_head, &data).await?;
             self.step.moves += 1;
-            self.step.bytes += bytes(extent);
+            self.step.bytes += bytes(&extent);
             if self.step.moves >= RECORD_MOVES_MAX || self.step.bytes >= STEP_BYTES {
                 self.commit().await?;
             }
@@ -174,22 +152,25 @@ impl Mover<'_> {
         if self.step.moves == 0 {
             return Ok(());
         }
-        self.step = Step::default();
+        self.bytes += std::mem::take(&mut self.step).bytes;
         let bulk = std::mem::replace(&mut self.bulk, self.volume.bulk(self.volume.session()));
-        self.volume.commit_relocation(bulk).await?;
+        self.moves.extend(self.volume.commit_relocation(bulk).await?);
         Ok(())
     }
+}
 
-    async fn writer(&mut self, location: &Location) -> Result<Writer, GcError> {
-        let segment = location.segment;
-        if !self.tables.contains_key(&segment.id) {
-            let table = read_table(self.volume, segment).await?;
-            self.tables.insert(segment.id, table);
-        }
-        let found = self.tables.get(&segment.id).and_then(|table| table.get(&location.stored_offset));
-        // The chunk itself was read and checked; only who wrote it is not known.
-        Ok(found.copied().unwrap_or(Writer { session: self.volume.session(), order: 0 }))
+/// Who wrote the chunks of the segments that `locations` lie in.
+async fn writers(
+    volume: &Volume,
+    locations: &[Location],
+) -> Result<BTreeMap<(ObjectId, u32), Writer>, GcError> {
+    let mut writers = BTreeMap::new();
+    for neighbours in locations.chunk_by(|one, next| one.segment == next.segment) {
+        let Some(segment) = neighbours.first().map(|location| location.segment) else { continue };
+        let table = read_table(volume, segment).await?;
+        writers.extend(table.into_iter().map(|(offset, writer)| ((segment.id, offset), writer)));
     }
+    Ok(writers)
 }
 
 /// Who wrote the chunks of a segment, by their place in it.

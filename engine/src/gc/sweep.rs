@@ -11,6 +11,9 @@
 //! - its writer may commit no more: it is this session, an earlier one, or a run that has ended. For a run that nobody
 //!   has ended the sweeper does so first, and deletes in a later sweep.
 //!
+//! What the map of a pinned snapshot reaches is needed, in every generation of it that is still there: the pins were
+//! listed after the record that switched to the present one.
+//!
 //! The two newest roots stay, and so do Grant, Revoke, Open, Close and Maintain records, also inert ones, and all
 //! records that the older of the two roots does not cover.
 //!
@@ -27,11 +30,12 @@ use futures::future::try_join_all;
 use tokio::time::Instant;
 
 use super::history::History;
-use super::mark::{Needed, mark};
+use super::mark::{Mark, Needed};
 use super::{GcError, pins};
 use crate::codec::{ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName};
-use crate::ids::{GrantId, ObjectId, RecordNumber, SessionId, VolumeId};
+use crate::ids::{GrantId, ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
 use crate::log::{Log, Op};
+use crate::map::MapError;
 use crate::pool::layout;
 use crate::store::{Listed, StoreError};
 use crate::volume::{Cut, Volume};
@@ -68,6 +72,13 @@ impl Object {
         }
     }
 
+    fn map(self) -> Option<ObjectId> {
+        match self {
+            Self::Map(id) => Some(id),
+            Self::Root(_) | Self::Record(_) | Self::Fence(_) | Self::Segment(_) => None,
+        }
+    }
+
     /// Whether it takes room worth coming back for.
     fn is_large(self) -> bool {
         matches!(self, Self::Map(_) | Self::Segment(_))
@@ -81,6 +92,8 @@ pub(super) struct Swept {
     pub needed: Needed,
     /// The older of the two newest roots.
     pub covered: RecordNumber,
+    /// The newest root.
+    pub newest: RecordNumber,
     pub deleted: u64,
     /// Garbage that is worth another sweep.
     pub left: u64,
@@ -93,6 +106,8 @@ pub(super) struct Sweeper {
     /// What was found unneeded, and when first, in milliseconds of the store's clock.
     garbage: BTreeMap<Object, u64>,
     history: History,
+    /// Map objects that nothing names, and the snapshot whose map each is, if any.
+    unnamed: BTreeMap<ObjectId, Option<SnapshotId>>,
 }
 
 /// What a look into the store has shown.
@@ -104,7 +119,7 @@ struct Look {
 
 impl Sweeper {
     pub fn new(volume: Volume) -> Self {
-        Self { volume, garbage: BTreeMap::new(), history: History::default() }
+        Self { volume, garbage: BTreeMap::new(), history: History::default(), unnamed: BTreeMap::new() }
     }
 
     fn log(&self) -> &Log {
@@ -114,29 +129,87 @@ impl Sweeper {
     /// One sweep.
     pub async fn sweep(&mut self) -> Result<Swept, GcError> {
         let deadline = Instant::now() + PATIENCE;
-        pins::forget_snapshots(&self.volume, deadline).await?;
+        let pinned = pins::forget_snapshots(&self.volume, deadline).await?;
         self.volume.append(vec![Op::Noop], true).await?;
         self.volume.append(vec![Op::Noop], false).await?;
         let cut = self.volume.cut().await?;
         let roots = self.log().roots(deadline).await?;
-        let Some((_, newest)) = roots.last() else {
+        let Some((newest, listed)) = roots.last() else {
             return Err(GcError::Overtaken { volume: self.volume.id() });
         };
-        let now_ms = newest.modified_ms;
+        let (newest, now_ms) = (*newest, listed.modified_ms);
         let stay: Vec<RecordNumber> = roots.iter().rev().take(2).map(|(number, _)| *number).collect();
         let covered = stay.get(1).copied().unwrap_or_default();
-        let mut needed = mark(self.log(), &cut, &stay, deadline).await?;
+        let log = self.volume.log().clone();
+        let mut mark = Mark::of(&log, &cut, &stay, &pinned, deadline).await?;
 
-        let mut look = self.look(&cut, &mut needed, covered, deadline).await?;
+        let mut look = self.look(&cut, &mut mark.needed, covered, deadline).await?;
+        for map in self.generations(&cut, &look, &pinned, deadline).await? {
+            mark.generation(map).await?;
+        }
+        let needed = mark.needed;
+        look.garbage.retain(|object| match object {
+            Object::Map(id) => !needed.map_objects.contains(id),
+            Object::Segment(id) => !needed.segment(*id),
+            Object::Root(_) | Object::Record(_) | Object::Fence(_) => true,
+        });
+        look.idle.retain(|number| !needed.records.contains_key(number));
         look.garbage.extend(roots.iter().rev().skip(2).map(|(number, _)| Object::Root(*number)));
-        self.history.learn(self.volume.log(), &cut, &look.idle, deadline).await?;
+        self.history.learn(&log, &cut, &look.idle, deadline).await?;
         let goes = |number: &&RecordNumber| **number <= covered && self.history.may_go(&cut, **number);
         look.garbage.extend(look.idle.iter().filter(goes).map(|number| Object::Record(*number)));
 
         let ripe = self.note(look.garbage, now_ms);
         let deleted = self.delete(&cut, ripe, deadline).await?;
         let left = self.garbage.keys().filter(|object| object.is_large()).count() as u64;
-        Ok(Swept { cut, needed, covered, deleted, left })
+        Ok(Swept { cut, needed, covered, newest, deleted, left })
+    }
+
+    /// The maps that pinned snapshots had before their present ones, of those that nothing names.
+    async fn generations(
+        &mut self,
+        cut: &Cut,
+        look: &Look,
+        pinned: &BTreeSet<SnapshotId>,
+        deadline: Instant,
+    ) -> Result<Vec<ObjectId>, GcError> {
+        let switched =
+            |id: &SnapshotId| cut.control.snapshots.get(id).is_some_and(|found| found.generation > 0);
+        if !pinned.iter().any(switched) {
+            return Ok(Vec::new());
+        }
+        let unnamed: BTreeSet<ObjectId> = look.garbage.iter().filter_map(|object| object.map()).collect();
+        self.unnamed.retain(|id, _| unnamed.contains(id));
+        let unknown: Vec<ObjectId> =
+            unnamed.iter().copied().filter(|id| !self.unnamed.contains_key(id)).collect();
+        for batch in unknown.chunks(PARALLEL) {
+            let looks: Vec<_> = batch.iter().map(|id| self.snapshot_of(*id, deadline)).collect();
+            let found = try_join_all(looks).await?;
+            self.unnamed.extend(batch.iter().copied().zip(found));
+        }
+        let of_pinned =
+            |(id, of): (&ObjectId, &Option<SnapshotId>)| of.filter(|of| pinned.contains(of)).map(|_| *id);
+        Ok(self.unnamed.iter().filter_map(of_pinned).collect())
+    }
+
+    /// The snapshot whose map the object is; none if it is a page or an index, or gone.
+    async fn snapshot_of(&self, id: ObjectId, deadline: Instant) -> Result<Option<SnapshotId>, GcError> {
+        let (volume, log) = (self.volume.id(), self.log());
+        let key = layout::map(volume, id);
+        let begin = match log.retry(deadline, || log.store.get_range(&key, 0..ENVELOPE_BYTES as u64)).await {
+            Ok(begin) => begin,
+            Err(StoreError::NotFound { .. } | StoreError::Refused { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let name = ObjectName::ById { kind: ObjectKind::SnapshotMap, volume, id };
+        if Envelope::decode(name, &begin).is_err() {
+            return Ok(None);
+        }
+        match crate::snapshot::read_map(log, id, deadline).await.map_err(GcError::from_log) {
+            Ok(map) => Ok(Some(map.snapshot)),
+            Err(GcError::Map(MapError::Store(StoreError::NotFound { .. }))) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lists what there is, and tells garbage from what is needed.

@@ -101,6 +101,21 @@ impl Compactor {
     }
 }
 
+/// What two neighbouring runs say together; none if that is nothing. `oldest`: nothing is older than they, so that
+/// holes hide nothing.
+pub(super) async fn merge_neighbours(
+    source: &Arc<dyn PageSource>,
+    newer: &RunRef,
+    older: &RunRef,
+    oldest: bool,
+) -> Result<Option<RunRef>, MapError> {
+    let group = [newer.clone(), older.clone()];
+    let reading = Reading::sequential(source.clone());
+    let merge = Merge { reading, group: &group, from: 0, oldest, budget: usize::MAX };
+    // Without a budget nothing is left of the newer one.
+    Ok(merge.run(&mut Vec::new()).await?.target)
+}
+
 /// Which run to merge all newer ones into. The largest group that fits the budget and has reason to be merged; if
 /// none does, the newest run with a reason.
 fn next_target(runs: &[RunRef], unfinished: &BTreeMap<usize, u64>, budget: usize) -> Option<usize> {

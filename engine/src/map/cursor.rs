@@ -170,7 +170,7 @@ impl RunCursor {
     }
 
     /// Appends the extents that overlap `range`, cut to it.
-    async fn extents(
+    pub(super) async fn extents(
         &mut self,
         reading: &Reading,
         range: Range<u64>,

@@ -15,6 +15,7 @@ mod head;
 mod memtable;
 mod packed;
 mod page;
+mod restate;
 mod run;
 mod sound;
 mod source;
@@ -31,13 +32,14 @@ pub use extent::{Extent, LBA_MAX, Location, SegmentKind, SegmentRef};
 pub use head::Map;
 pub use memtable::Memtable;
 pub use page::{LoadedPage, SegmentTable};
+pub use restate::Restater;
 pub use run::write_pages;
 pub use sound::{MapCheck, Unsound};
 pub use source::{Access, MapError, PageLimits, PageSource};
 pub use stored::{IndexRef, MapObject, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
 pub use view::{Layer, MapView};
 pub use volume_pages::VolumePages;
-pub use walk::{Walk, live_blocks, map_objects};
+pub use walk::{Walk, add_map_objects, live_blocks, map_objects};
 
 #[cfg(test)]
 mod model_tests;

@@ -15,7 +15,12 @@ pub struct Walk {
 impl Walk {
     /// A walk from block 0.
     pub fn new(view: &MapView) -> Self {
-        Self { cursor: view.cursor(Reading::sequential(view.source().clone())), lba: 0 }
+        Self::from(view, 0)
+    }
+
+    /// A walk from block `lba`.
+    pub fn from(view: &MapView, lba: u64) -> Self {
+        Self { cursor: view.cursor(Reading::sequential(view.source().clone())), lba }
     }
 
     /// The next extents, at least one; all with a location. None at the end.
@@ -48,20 +53,28 @@ pub async fn live_blocks(view: &MapView) -> Result<BTreeMap<SegmentRef, u64>, Ma
 
 /// The pages and indexes that the map consists of. Loads the indexes, and no page.
 pub async fn map_objects(view: &MapView) -> Result<BTreeSet<MapObject>, MapError> {
-    let reading = Reading::scan(view.source().clone());
     let mut objects = BTreeSet::new();
+    add_map_objects(view, &mut objects).await?;
+    Ok(objects)
+}
+
+/// Adds to `objects` the pages and indexes that the map consists of. Loads the indexes that are not there yet, and no
+/// page.
+pub async fn add_map_objects(view: &MapView, objects: &mut BTreeSet<MapObject>) -> Result<(), MapError> {
+    let reading = Reading::scan(view.source().clone());
     for layer in view.layers() {
         let Layer::Run(run) = layer else { continue };
         match &**run {
             RunRef::Pages(pages) => objects.extend(pages.iter().map(MapObject::from)),
             RunRef::Indexed(indexes) => {
                 for index in indexes {
-                    objects.insert(index.into());
-                    let pages = reading.source.index(index, reading.access).await?;
-                    objects.extend(pages.iter().map(MapObject::from));
+                    if objects.insert(index.into()) {
+                        let pages = reading.source.index(index, reading.access).await?;
+                        objects.extend(pages.iter().map(MapObject::from));
+                    }
                 }
             }
         }
     }
-    Ok(objects)
+    Ok(())
 }

@@ -10,7 +10,7 @@ use super::upload::Spare;
 use crate::codec::{self, Chunks, CodecError, EncodedSegment, Identity};
 use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, SessionId, VolumeId};
 use crate::log::{Log, LogError, Move, Op, Record};
-use crate::map::{self, Extent, Memtable, PageSource, SegmentKind, SegmentRef};
+use crate::map::{self, Extent, Location, Memtable, PageSource, SegmentKind, SegmentRef};
 
 /// Data that are compressed and sealed before others get a turn.
 const TURN_BYTES: usize = 1 << 20;
@@ -34,8 +34,28 @@ pub(super) struct Batch {
     pub(super) holes: Vec<Extent>,
     /// Segments with copies of blocks that stay what they are.
     pub(super) moved: Vec<Segment>,
-    /// Where those blocks were copied from, sorted.
-    pub(super) sources: Vec<Extent>,
+    /// What those segments hold.
+    pub(super) copies: Vec<CopiedChunk>,
+}
+
+/// A chunk of a copy.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CopiedChunk {
+    /// The segment that has it.
+    pub(super) segment: ObjectId,
+    pub(super) chunk: codec::ChunkEntry,
+    /// Where its first block lay before; the others follow it.
+    pub(super) from: Location,
+    /// Whether the head named it there.
+    pub(super) in_head: bool,
+}
+
+impl CopiedChunk {
+    /// The move, once a record of this number has made it visible.
+    pub(super) fn moved(&self, volume: VolumeId, birth: RecordNumber) -> Move {
+        let segment = SegmentRef { volume, birth, id: self.segment, kind: SegmentKind::Object };
+        Move { to: self.chunk.extent(segment), from: self.from }
+    }
 }
 
 impl Batch {
@@ -175,18 +195,10 @@ fn extents(batches: &[Arc<Batch>], volume: VolumeId, birth: RecordNumber) -> Vec
     newest.iter().collect()
 }
 
-/// The moves of a batch's copies. A copied chunk lies within one source: chunks are made from one source each.
+/// What of a batch's copies concerns the head, sorted.
 fn moves(batch: &Batch, volume: VolumeId, birth: RecordNumber) -> Vec<Move> {
-    let copies = batch.moved.iter().flat_map(|Segment { id, chunks, .. }| {
-        codec::extents_of(chunks, SegmentRef { volume, birth, id: *id, kind: SegmentKind::Object })
-    });
-    let mut moves: Vec<Move> = copies
-        .filter_map(|to| {
-            let after = batch.sources.partition_point(|source| source.lba <= to.lba);
-            let source = batch.sources[..after].last().filter(|source| source.end() >= to.end())?;
-            Some(Move { to, from: source.slice(to.lba, to.end()).location? })
-        })
-        .collect();
+    let in_head = batch.copies.iter().filter(|copy| copy.in_head);
+    let mut moves: Vec<Move> = in_head.map(|copy| copy.moved(volume, birth)).collect();
     moves.sort_by_key(|moved| moved.to.lba);
     moves
 }

@@ -10,11 +10,11 @@
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::batch::{Batch, Segment};
+use super::batch::{Batch, CopiedChunk, Segment};
 use super::{Appended, Volume, VolumeError, random_id};
 use crate::codec::{self, Chunks, Identity};
 use crate::ids::{BLOCK_BYTES, ObjectId, SessionId};
-use crate::log::{Log, Op};
+use crate::log::{Log, Move, Op};
 use crate::map::Extent;
 use crate::pool::layout;
 use crate::store::StoreError;
@@ -32,8 +32,10 @@ pub struct Bulk {
     chunks: Chunks,
     uploads: FuturesUnordered<Upload>,
     batch: Batch,
-    /// The segments of this bulk write.
+    /// The segments of this bulk write, in order.
     begun: Vec<ObjectId>,
+    /// What was copied from where, in order, and whether the head names it there.
+    sources: Vec<(Extent, bool)>,
     uploaded_bytes: u64,
 }
 
@@ -80,18 +82,24 @@ impl Volume {
             uploads: FuturesUnordered::new(),
             batch: Batch::default(),
             begun: Vec::new(),
+            sources: Vec::new(),
             uploaded_bytes: 0,
         }
     }
 
-    /// Makes what [`Bulk::relocate`] has copied the place of those blocks, wherever the map still names the source, in
-    /// one record.
-    pub async fn commit_relocation(&self, mut bulk: Bulk) -> Result<Appended, VolumeError> {
+    /// Makes what [`Bulk::relocate`] has copied the place of those blocks, wherever the head still names the source, in
+    /// one record. Answers where everything lies now that was copied, also what the head does not name.
+    pub async fn commit_relocation(&self, mut bulk: Bulk) -> Result<Vec<Move>, VolumeError> {
         bulk.seal().await?;
         while bulk.land().await? {}
         let mut batch = std::mem::take(&mut bulk.batch);
         batch.moved = std::mem::take(&mut batch.segments);
-        self.request(Vec::new(), batch, false).await
+        batch.copies = bulk.copies(&batch.moved);
+        let copies = batch.copies.clone();
+        // What only snapshots need makes a record too: its segments are born with one.
+        let ops = if batch.moved.is_empty() { Vec::new() } else { vec![Op::Noop] };
+        let birth = self.request(ops, batch, false).await?.number;
+        Ok(copies.iter().map(|copy| copy.moved(self.id(), birth)).collect())
     }
 
     /// Makes a bulk write visible in one record that also does `ops`, and waits for a checkpoint that covers it.
@@ -137,18 +145,45 @@ impl Bulk {
     /// Copies the blocks of `from`, whose bytes are `data`, for [`Volume::commit_relocation`]. A bulk write either
     /// writes or relocates.
     pub async fn relocate(&mut self, from: Extent, data: &[u8]) -> Result<(), VolumeError> {
-        self.relocate_as(Writer { session: self.run, order: 0 }, from, data).await
+        self.relocate_as(Writer { session: self.run, order: 0 }, from, true, data).await
     }
 
-    /// As [`Self::relocate`], for data that `writer` wrote first.
+    /// As [`Self::relocate`], for data that `writer` wrote first; of data that only snapshots name too, in which case
+    /// the order does not matter.
     pub async fn relocate_as(
         &mut self,
         writer: Writer,
         from: Extent,
+        in_head: bool,
         data: &[u8],
     ) -> Result<(), VolumeError> {
-        self.batch.sources.push(from);
+        self.sources.push((from, in_head));
         self.write_as(writer, from.lba, data).await
+    }
+
+    /// What the segments of a relocation hold. Chunks lie in them in the order of their sources, and each is made from
+    /// one source.
+    fn copies(&self, segments: &[Segment]) -> Vec<CopiedChunk> {
+        let of = |id: &ObjectId| segments.iter().find(|segment| segment.id == *id);
+        let mut chunks = self
+            .begun
+            .iter()
+            .filter_map(of)
+            .flat_map(|segment| segment.chunks.iter().map(|chunk| (segment.id, *chunk)));
+        let mut copies = Vec::new();
+        for (source, in_head) in &self.sources {
+            let mut lba = source.lba;
+            while lba < source.end()
+                && let Some((segment, chunk)) = chunks.next()
+            {
+                debug_assert_eq!(chunk.lba, lba, "copies in another order than their sources");
+                let end = lba + u64::from(chunk.blocks);
+                let from = source.slice(lba, end).location;
+                copies.extend(from.map(|from| CopiedChunk { segment, chunk, from, in_head: *in_head }));
+                lba = end;
+            }
+        }
+        copies
     }
 
     /// Adds a range that reads as zeros.

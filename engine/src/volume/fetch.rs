@@ -166,6 +166,19 @@ impl Fetcher {
 
     /// The decoded chunks (all their blocks) that `locations` lie in, by [`whole`] chunk.
     pub async fn chunks(&self, locations: &[Location]) -> Result<BTreeMap<Location, Bytes>, FetchError> {
+        self.decoded(locations, true).await
+    }
+
+    /// The same for who reads a chunk once: it must not push what others read again out of the cache.
+    pub async fn chunks_once(&self, locations: &[Location]) -> Result<BTreeMap<Location, Bytes>, FetchError> {
+        self.decoded(locations, false).await
+    }
+
+    async fn decoded(
+        &self,
+        locations: &[Location],
+        cached: bool,
+    ) -> Result<BTreeMap<Location, Bytes>, FetchError> {
         let wanted: BTreeSet<Location> = locations.iter().map(whole).collect();
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
@@ -180,7 +193,7 @@ impl Fetcher {
         if missing.is_empty() {
             return Ok(found);
         }
-        for (location, flight) in self.take_off(missing)? {
+        for (location, flight) in self.take_off(missing, cached)? {
             let short = || FetchError::Short { location };
             let opened = flight.await?.get(&cache_key(&location)).cloned();
             let blocks = opened.ok_or_else(short)??;
@@ -221,7 +234,7 @@ impl Fetcher {
     }
 
     /// Joins the flights that are under way for `missing` (sorted) and starts the others.
-    fn take_off(&self, missing: Vec<Location>) -> Result<Vec<(Location, Flight)>, FetchError> {
+    fn take_off(&self, missing: Vec<Location>, cached: bool) -> Result<Vec<(Location, Flight)>, FetchError> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let mut waits = Vec::with_capacity(missing.len());
         let mut fresh = Vec::new();
@@ -232,7 +245,7 @@ impl Fetcher {
             }
         }
         for request in requests(fresh) {
-            let flight = self.flight(request.clone())?;
+            let flight = self.flight(request.clone(), cached)?;
             for location in request {
                 flights.insert(cache_key(&location), flight.clone());
                 waits.push((location, flight.clone()));
@@ -241,8 +254,8 @@ impl Fetcher {
         Ok(waits)
     }
 
-    /// Gets the chunks of one segment, opens them and keeps them near.
-    fn flight(&self, chunks: Vec<Location>) -> Result<Flight, FetchError> {
+    /// Gets the chunks of one segment, opens them and, if they are to be `cached`, keeps them near.
+    fn flight(&self, chunks: Vec<Location>, cached: bool) -> Result<Flight, FetchError> {
         let (first, last) = (chunks[0], chunks[chunks.len() - 1]);
         let source = self.lineage.source(first.segment.volume)?;
         let range = stored(&first).start..stored(&last).end;
@@ -253,7 +266,7 @@ impl Fetcher {
             let opened = landing.chunks.iter().map(|location| {
                 let at = (stored(location).start - range.start) as usize;
                 let sealed = bytes.slice(at..at + location.stored_len as usize);
-                (cache_key(location), fetcher.open(&source, location, sealed))
+                (cache_key(location), fetcher.open(&source, location, sealed, cached))
             });
             // They are in the cache before they leave the board.
             let opened = Arc::new(opened.collect());
@@ -272,12 +285,20 @@ impl Fetcher {
         .shared())
     }
 
-    /// Opens a chunk that has come from the store and keeps it near.
-    fn open(&self, source: &Source, location: &Location, sealed: Bytes) -> Result<Bytes, FetchError> {
+    /// Opens a chunk that has come from the store and, if it is to be `cached`, keeps it near.
+    fn open(
+        &self,
+        source: &Source,
+        location: &Location,
+        sealed: Bytes,
+        cached: bool,
+    ) -> Result<Bytes, FetchError> {
         let opened = self.opened_key(location)?;
         let blocks = codec::decode_chunk(sealed.clone(), location, source.key.as_ref())?;
-        self.cache.insert(opened.chunk, sealed);
-        self.cache.keep_opened(opened, &blocks);
+        if cached {
+            self.cache.insert(opened.chunk, sealed);
+            self.cache.keep_opened(opened, &blocks);
+        }
         Ok(blocks)
     }
 

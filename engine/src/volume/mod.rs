@@ -60,7 +60,7 @@ pub(crate) use open::MapSink;
 pub use open::{OpenError, OpenOptions};
 pub use outage::{Away, Outage};
 use overlay::Dirty;
-pub use read::{BlockReader, Blocks};
+pub use read::{BlockReader, Blocks, Present};
 use status::StatusBoard;
 pub use status::Work;
 use unlogged::Unlogged;

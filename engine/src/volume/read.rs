@@ -1,7 +1,10 @@
 //! Reading blocks as a map says.
 
+use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
 
 use futures::future::join_all;
 use tokio::sync::Semaphore;
@@ -10,6 +13,7 @@ use super::ahead::ReadAhead;
 use super::{FetchError, Fetcher, VolumeError, fetch};
 use crate::ids::{BLOCK_BYTES, VolumeId};
 use crate::map::{Extent, Location, Map, MapError, MapView};
+use crate::store::StoreError;
 
 /// How often a block is resolved again whose segment was collected between the look into the map and the get.
 const RESOLVES: usize = 5;
@@ -34,6 +38,13 @@ impl Blocks {
     }
 }
 
+/// Finds the map of a snapshot anew: the collector may have rewritten it since.
+#[async_trait]
+pub trait Present: Send + Sync + Debug {
+    /// The present map; none if the snapshot is gone or cannot be looked up.
+    async fn map(&self) -> Option<MapView>;
+}
+
 /// Reads the blocks of a volume or of a snapshot.
 #[derive(Debug, Clone)]
 pub struct BlockReader {
@@ -42,13 +53,22 @@ pub struct BlockReader {
     fetcher: Fetcher,
     ahead: Arc<ReadAhead>,
     permits: Arc<Semaphore>,
+    present: Option<Arc<dyn Present>>,
+    /// The map that [`Present`] has found last.
+    found: Arc<Mutex<Option<MapView>>>,
 }
 
 impl BlockReader {
     /// Reads what `blocks` names through `fetcher`.
     pub fn new(volume: VolumeId, blocks: Blocks, fetcher: Fetcher) -> Self {
         let ahead = Arc::new(ReadAhead::new(fetcher.ahead_bytes()));
-        Self { volume, blocks, fetcher, ahead, permits: Arc::new(Semaphore::new(AHEAD_PARALLEL)) }
+        let permits = Arc::new(Semaphore::new(AHEAD_PARALLEL));
+        Self { volume, blocks, fetcher, ahead, permits, present: None, found: Arc::default() }
+    }
+
+    /// The same, for a moment whose map is found anew by `present` when something that it names is gone.
+    pub fn of_snapshot(volume: VolumeId, view: MapView, fetcher: Fetcher, present: Arc<dyn Present>) -> Self {
+        Self { present: Some(present), ..Self::new(volume, Blocks::Moment(view), fetcher) }
     }
 
     /// The map.
@@ -69,26 +89,53 @@ impl BlockReader {
         }
         let mut resolves = 0;
         loop {
-            let extents = self.blocks.lookup(from, to).await;
-            let extents = extents
-                .map_err(|reason| VolumeError::Map { volume: self.volume, reason: Arc::new(reason) })?;
-            match self.read_extents(&extents, from, out).await {
-                Err(FetchError::Gone { .. }) if resolves < RESOLVES => resolves += 1,
-                Err(reason) => return Err(VolumeError::Read { volume: self.volume, reason }),
-                Ok(()) => return Ok(()),
+            let outcome = match self.lookup(from, to).await {
+                Ok(extents) => self
+                    .read_extents(&extents, from, out)
+                    .await
+                    .map_err(|reason| VolumeError::Read { volume: self.volume, reason }),
+                Err(reason) => Err(VolumeError::Map { volume: self.volume, reason: Arc::new(reason) }),
+            };
+            match outcome {
+                Err(error) if resolves < RESOLVES && is_gone(&error) && self.renew(&error).await => {
+                    resolves += 1;
+                }
+                outcome => return outcome,
             }
         }
     }
 
     /// Gets `blocks` into the cache. What cannot be had, the read that needs it asks for again.
     async fn read_ahead(self, blocks: Range<u64>) {
-        let Ok(extents) = self.blocks.lookup(blocks.start, blocks.end).await else { return };
+        let Ok(extents) = self.lookup(blocks.start, blocks.end).await else { return };
         let requests = fetch::requests(extents.iter().filter_map(|extent| extent.location));
         let gets = requests.iter().map(async |request| {
             let _permit = self.permits.acquire().await;
             self.fetcher.chunks(request).await.is_ok()
         });
         join_all(gets).await;
+    }
+
+    async fn lookup(&self, from: u64, to: u64) -> Result<Vec<Extent>, MapError> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match found {
+            Some(view) => view.lookup(from..to).await,
+            None => self.blocks.lookup(from, to).await,
+        }
+    }
+
+    /// Whether resolving again may help, after something was gone.
+    async fn renew(&self, error: &VolumeError) -> bool {
+        match &self.present {
+            Some(present) => {
+                let found = present.map().await;
+                let renewed = found.is_some();
+                *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                renewed
+            }
+            // The head's map has looked again itself before it says that a page is gone.
+            None => matches!(error, VolumeError::Read { .. }),
+        }
     }
 
     /// Reads what `extents` name; `out` begins at block `from`.
@@ -112,5 +159,13 @@ impl BlockReader {
             }
         }
         Ok(())
+    }
+}
+
+fn is_gone(error: &VolumeError) -> bool {
+    match error {
+        VolumeError::Read { reason: FetchError::Gone { .. }, .. } => true,
+        VolumeError::Map { reason, .. } => matches!(**reason, MapError::Store(StoreError::NotFound { .. })),
+        _ => false,
     }
 }

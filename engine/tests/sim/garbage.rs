@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::control::describe;
-use holdfast_engine::ids::{ObjectId, RecordNumber};
+use holdfast_engine::ids::{ObjectId, RecordNumber, SnapshotId};
 use holdfast_engine::log::Log;
-use holdfast_engine::map::{MapView, SegmentKind, live_blocks, map_objects};
+use holdfast_engine::map::{MapView, PageSource, SegmentKind, live_blocks, map_objects};
 use holdfast_engine::pool::layout;
 use holdfast_engine::snapshot;
 use holdfast_engine::volume::Volume;
@@ -19,9 +19,11 @@ use crate::world::{Bucket, World};
 /// Roots and idle records that the collector may leave behind: those of its own last rounds.
 const RECENT: usize = 12;
 
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Every object of an open volume, whose collector has come to rest, is needed.
 pub async fn look(site: &Site, log: &Log, volume: &Volume) -> Result<(), String> {
-    let deadline = || Instant::now() + Duration::from_secs(60);
+    let deadline = || Instant::now() + PATIENCE;
     let head = volume.frozen().ok_or("an open volume has no head")?;
     let source = Arc::clone(head.source());
     let control = describe(log, deadline()).await.map_err(|error| format!("describe: {error}"))?;
@@ -40,6 +42,7 @@ pub async fn look(site: &Site, log: &Log, volume: &Volume) -> Result<(), String>
         maps.extend(root.control.snapshots.values().filter_map(|found| found.map));
         views.push(MapView::from_stored(Arc::clone(&source), &root.map));
     }
+    views.extend(earlier_generations(site, log, &source, &mut maps).await);
     let (mut segments, mut records) = (BTreeSet::new(), BTreeSet::new());
     for view in views {
         let objects = map_objects(&view).await.map_err(|error| format!("walk: {error}"))?;
@@ -74,6 +77,32 @@ pub async fn look(site: &Site, log: &Log, volume: &Volume) -> Result<(), String>
         }
     }
     if garbage.is_empty() { Ok(()) } else { Err(format!("garbage stays: {garbage:?}")) }
+}
+
+/// The maps that pinned snapshots had before their present ones, as far as they are there; adds them to `maps`. A pin
+/// does not say which of them its clone began with, so all are needed until no pin names the snapshot.
+async fn earlier_generations(
+    site: &Site,
+    log: &Log,
+    source: &Arc<dyn PageSource>,
+    maps: &mut BTreeSet<ObjectId>,
+) -> Vec<MapView> {
+    let list = |prefix: &str| site.world.list(Bucket::Pool, prefix).into_keys();
+    let pins = list(&layout::pins(site.volume)).filter_map(|key| layout::pin_in(&key));
+    let pinned: BTreeSet<SnapshotId> = pins.map(|(_, snapshot)| snapshot).collect();
+    let mut views = Vec::new();
+    for id in list(&layout::maps(site.volume)).filter_map(|key| layout::object_id_in(&key)) {
+        if pinned.is_empty() || maps.contains(&id) {
+            continue;
+        }
+        // Pages and indexes cannot be read as the map of a snapshot.
+        let Ok(earlier) = snapshot::read_map(log, id, Instant::now() + PATIENCE).await else { continue };
+        if pinned.contains(&earlier.snapshot) {
+            maps.insert(id);
+            views.push(MapView::from_stored(Arc::clone(source), &earlier.map));
+        }
+    }
+    views
 }
 
 /// Of deleted volumes nothing is left; of creations that were given up, what keeps a slow creator out, and the root that

@@ -1,6 +1,7 @@
 //! The collector against a store in memory whose clock the tests set.
 
 mod ends;
+mod generations;
 mod races;
 mod scene;
 mod space;
