@@ -13,6 +13,7 @@ use crate::lineage::Lineage;
 use crate::log::{ControlOnly, Inert, Log, LogError, Snapshot};
 use crate::map::{MapView, PageSource, SnapshotMap};
 use crate::pool::layout;
+use crate::store::StoreError;
 use crate::volume::{BlockReader, Fetcher, Present};
 
 /// Why a snapshot could not be read.
@@ -48,12 +49,20 @@ pub async fn find(
     snapshot: SnapshotId,
     deadline: Instant,
 ) -> Result<SnapshotState, SnapshotError> {
-    let control = log.replay(&mut ControlOnly, deadline).await?.control;
-    let missing = LogError::Illegal { volume: log.volume, reason: Inert::NoSuchSnapshot { snapshot } };
-    let found = control.snapshots.get(&snapshot).ok_or(missing)?;
-    let id = found.map.ok_or(SnapshotError::Incomplete { volume: log.volume, snapshot })?;
-    let map = read_map(log, id, deadline).await?;
-    Ok(SnapshotState { snapshot: found.clone(), map })
+    let mut looked_for = None;
+    loop {
+        let control = log.replay(&mut ControlOnly, deadline).await?.control;
+        let missing = LogError::Illegal { volume: log.volume, reason: Inert::NoSuchSnapshot { snapshot } };
+        let found = control.snapshots.get(&snapshot).ok_or(missing)?;
+        let id = found.map.ok_or(SnapshotError::Incomplete { volume: log.volume, snapshot })?;
+        match read_map(log, id, deadline).await {
+            // It was rewritten, or the snapshot forgotten, since the replay. What the next one names too is lost.
+            Err(LogError::Store(StoreError::NotFound { .. })) if looked_for != Some(id) => {
+                looked_for = Some(id);
+            }
+            map => return Ok(SnapshotState { snapshot: found.clone(), map: map? }),
+        }
+    }
 }
 
 /// Reads a snapshot's map object.

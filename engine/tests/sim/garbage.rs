@@ -7,13 +7,16 @@ use std::time::Duration;
 use holdfast_engine::control::describe;
 use holdfast_engine::ids::{ObjectId, RecordNumber, SnapshotId};
 use holdfast_engine::log::Log;
-use holdfast_engine::map::{MapView, PageSource, SegmentKind, live_blocks, map_objects};
+use holdfast_engine::map::{
+    MapObject, MapView, PageSource, SegmentKind, SegmentRef, live_blocks, map_objects,
+};
 use holdfast_engine::pool::layout;
 use holdfast_engine::snapshot;
 use holdfast_engine::volume::Volume;
 use tokio::time::Instant;
 
 use crate::client::Site;
+use crate::marks::BLOCKS;
 use crate::world::{Bucket, World};
 
 /// Roots and idle records that the collector may leave behind: those of its own last rounds.
@@ -42,20 +45,22 @@ pub async fn look(site: &Site, log: &Log, volume: &Volume) -> Result<(), String>
         maps.extend(root.control.snapshots.values().filter_map(|found| found.map));
         views.push(MapView::from_stored(Arc::clone(&source), &root.map));
     }
-    views.extend(earlier_generations(site, log, &source, &mut maps).await);
-    let (mut segments, mut records) = (BTreeSet::new(), BTreeSet::new());
+    let mut named = BTreeSet::new();
     for view in views {
         let objects = map_objects(&view).await.map_err(|error| format!("walk: {error}"))?;
-        maps.extend(
-            objects.into_iter().filter(|object| object.volume == site.volume).map(|object| object.id),
-        );
-        let live = live_blocks(&view).await.map_err(|error| format!("walk: {error}"))?;
-        for segment in live.into_keys().filter(|segment| segment.volume == site.volume) {
-            match segment.kind {
-                SegmentKind::Object => segments.insert(segment.id),
-                SegmentKind::Record => records.insert(segment.birth),
-            };
-        }
+        maps.extend(own(site, objects));
+        named.extend(live_blocks(&view).await.map_err(|error| format!("walk: {error}"))?.into_keys());
+    }
+    for view in earlier_generations(site, log, &source, &mut maps).await {
+        maps.extend(own(site, map_objects(&view).await.unwrap_or_default()));
+        named.extend(named_by_what_is_left_of(&view).await);
+    }
+    let (mut segments, mut records) = (BTreeSet::new(), BTreeSet::new());
+    for segment in named.into_iter().filter(|segment| segment.volume == site.volume) {
+        match segment.kind {
+            SegmentKind::Object => segments.insert(segment.id),
+            SegmentKind::Record => records.insert(segment.birth),
+        };
     }
     let list = |prefix: &str| site.world.list(Bucket::Pool, prefix).into_keys();
     let mut garbage: Vec<String> = Vec::new();
@@ -77,6 +82,22 @@ pub async fn look(site: &Site, log: &Log, volume: &Volume) -> Result<(), String>
         }
     }
     if garbage.is_empty() { Ok(()) } else { Err(format!("garbage stays: {garbage:?}")) }
+}
+
+fn own(site: &Site, objects: BTreeSet<MapObject>) -> impl Iterator<Item = ObjectId> {
+    let own = site.volume;
+    objects.into_iter().filter(move |object| object.volume == own).map(|object| object.id)
+}
+
+/// What an earlier map names, as far as it can be read. A put of it that was repeated may have landed once more after it
+/// was deleted with its pages, when nothing pinned it.
+async fn named_by_what_is_left_of(view: &MapView) -> BTreeSet<SegmentRef> {
+    let mut named = BTreeSet::new();
+    for lba in 0..BLOCKS {
+        let extents = view.lookup(lba..lba + 1).await.unwrap_or_default();
+        named.extend(extents.iter().filter_map(|extent| extent.location).map(|location| location.segment));
+    }
+    named
 }
 
 /// The maps that pinned snapshots had before their present ones, as far as they are there; adds them to `maps`. A pin

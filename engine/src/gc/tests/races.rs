@@ -2,11 +2,19 @@
 
 use std::sync::Arc;
 
-use super::scene::{BLOCKS, Gate, Scene};
+use super::scene::{BLOCKS, Gate, NoCache, Scene, deadline};
+use crate::buffer::MemoryBuffer;
+use crate::codec::Codec;
+use crate::control::{ControlError, CreateVolume, SourceSnapshot, publish};
+use crate::env::Env;
 use crate::gc::Collector;
-use crate::ids::BLOCK_BYTES;
-use crate::pool::layout;
-use crate::store::Store;
+use crate::host::{Host, OpenAs};
+use crate::ids::{BLOCK_BYTES, SnapshotId};
+use crate::log::{GrantMode, Op};
+use crate::map::PageCache;
+use crate::pool::{Access, NewVolume, Pool, PoolKind, PoolSet, layout};
+use crate::store::{Memory, Store};
+use crate::volume::Volume;
 
 /// A volume with garbage that a first round has found, and its collector, whose calls pass a gate.
 async fn prepared(stop_at: usize) -> (Scene, Arc<Gate>, Collector) {
@@ -131,4 +139,107 @@ async fn writes_snapshots_and_rounds_at_once_lose_nothing() {
     assert_eq!(scene.model.len() as u64, BLOCKS);
     volume.abandon();
     scene.check_reopened(grant).await;
+}
+
+/// A volume in a pool with a snapshot that nothing but itself keeps, and its collector.
+struct Source {
+    scene: Scene,
+    volume: Volume,
+    snapshot: SnapshotId,
+    collector: Collector,
+    /// What the snapshot holds.
+    model: Vec<u64>,
+}
+
+impl Source {
+    async fn new() -> Self {
+        let store = Memory::default();
+        let (pool, _) = host(Arc::new(store.clone())).await;
+        let mut scene = Scene::unencrypted(store).await;
+        let new = NewVolume {
+            name: "source".into(),
+            size_bytes: BLOCKS * BLOCK_BYTES,
+            parents: Vec::new(),
+            codec: Codec::Raw,
+            parameters: Default::default(),
+        };
+        pool.create_volume_json(scene.log.volume, &new, deadline()).await.unwrap();
+        let volume = scene.open(scene.grant("a").await).await;
+        scene.write(&volume, 0..64).await;
+        let snapshot = volume.snapshot("s", "").await.unwrap();
+        let model = scene.model.clone();
+        scene.write(&volume, 0..64).await;
+        volume.flush().await.unwrap();
+        let collector = Collector::new(volume.clone());
+        Self { scene, volume, snapshot, collector, model }
+    }
+
+    /// Deletes the snapshot, and everything that nothing else needs.
+    async fn forget(&mut self) {
+        self.volume.append(vec![Op::DeleteSnapshot { snapshot: self.snapshot }], false).await.unwrap();
+        for _ in 0..4 {
+            self.collector.round().await.unwrap();
+        }
+    }
+}
+
+/// A process of its own, which reads and writes the pool through `store`.
+async fn host(store: Arc<dyn Store>) -> (Arc<Pool>, Host) {
+    let env = Env::system();
+    let pool = Pool::over("p", "memory", store, None, Access::ReadWrite, env.clone()).await.unwrap();
+    let pools = Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env));
+    (pool, Host { pools, pages: PageCache::new(1 << 20), cache: Arc::new(NoCache) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_has_all_that_its_snapshot_had_or_is_not_made_wherever_its_maker_stands() {
+    // The calls that open the pool.
+    let idle = Gate::new(&Source::new().await.scene.store, usize::MAX, "");
+    host(idle.clone()).await;
+    let (mut made, mut refused) = (0, 0);
+    for stop_at in idle.calls().. {
+        let mut source = Source::new().await;
+        let gate = Gate::new(&source.scene.store, stop_at, "");
+        let (pool, maker) = host(gate.clone()).await;
+        let new = CreateVolume {
+            name: "clone".into(),
+            size_bytes: BLOCKS * BLOCK_BYTES,
+            source: Some(SourceSnapshot {
+                pool: Arc::clone(&pool),
+                volume: source.scene.log.volume,
+                snapshot: source.snapshot,
+            }),
+            codec: Codec::Raw,
+            parameters: Default::default(),
+        };
+        let making = tokio::spawn(async move { maker.create_volume(&pool, &new, deadline()).await });
+        let arrived = tokio::select! {
+            () = gate.arrived.notified() => true,
+            () = async { while !making.is_finished() { tokio::task::yield_now().await } } => false,
+        };
+        // The maker stays where it is while the snapshot is deleted, and goes on afterwards.
+        source.forget().await;
+        gate.go.notify_one();
+        let clone = match making.await.unwrap() {
+            Ok(clone) => clone,
+            Err(ControlError::NoSuchSnapshot { .. } | ControlError::Busy { .. }) => {
+                refused += 1;
+                continue;
+            }
+            Err(error) => panic!("stopped at call {stop_at}: {error}"),
+        };
+        made += 1;
+        let (pool, host) = host(Arc::new(source.scene.store.clone())).await;
+        let log = host.log(&pool, clone, deadline()).await.unwrap();
+        let grant = publish(&log, "b", GrantMode::ReadWrite, deadline()).await.unwrap();
+        let buffer = Arc::new(MemoryBuffer::new(1 << 20));
+        let open = OpenAs { grant, endpoint: String::new(), buffer, limits: source.scene.limits.clone() };
+        let opened = host.open(&pool, clone, open, deadline()).await.unwrap();
+        source.scene.model = std::mem::take(&mut source.model);
+        source.scene.check(&opened).await;
+        if !arrived {
+            break;
+        }
+    }
+    assert!(made > 3 && refused > 3, "{made} made, {refused} refused");
 }
