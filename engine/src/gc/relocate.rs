@@ -127,7 +127,7 @@ impl<'a> Mover<'a> {
 
     async fn copy_batch(&mut self, mut extents: Vec<Extent>, in_head: bool) -> Result<(), GcError> {
         let locations: Vec<Location> = extents.iter().filter_map(|extent| extent.location).collect();
-        let chunks = self.volume.reader().fetcher().chunks_once(&locations).await?;
+        let chunks = self.volume.reader().fetcher().unkept().chunks(&locations).await?;
         let writers = writers(self.volume, &locations).await?;
         extents.sort_by_key(|extent| extent.lba);
         for extent in extents {

@@ -155,6 +155,12 @@ impl Checkpointer {
         due && next.0 - 1 > self.root.0
     }
 
+    /// Whether nothing is to be appended before the running checkpoint has ended: so much of `map` is in memory only that
+    /// a replay would take long.
+    pub(super) fn holds_appends(&self, map: &Map) -> bool {
+        self.running.is_some() && map.memory_bytes() >= self.limits.replay_map_bytes
+    }
+
     /// Whether a root of this session may lie under the number that a checkpoint would have now.
     pub(super) fn was_tried(&self, next: RecordNumber) -> bool {
         next.0 - 1 <= self.tried.0

@@ -2,6 +2,9 @@
 //!
 //! Exactly one record is in flight at a time. A put whose reply is lost is repeated with the same bytes at the same
 //! number until its fate is known; nothing else is ever encoded for that number meanwhile.
+//!
+//! Appends wait for the checkpoint that is under way while too much would have to be replayed without it
+//! ([`super::Limits::replay_map_bytes`]). A checkpoint that fails lets them go on until the next one begins.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,6 +84,7 @@ impl Committer {
 
     async fn serve(&mut self, waiting: &mut Vec<Waiting>) -> Over {
         loop {
+            let is_held = self.checkpointer.holds_appends(&self.map);
             let due = self.due();
             let wake = match due {
                 Due::At(at) => Some(at),
@@ -96,7 +100,7 @@ impl Committer {
                     }
                     None
                 }
-                request = self.requests.recv() => match request {
+                request = self.requests.recv(), if !is_held => match request {
                     Some(request) => Some(request),
                     // Every handle is gone: nobody can flush or close any more, as after a crash.
                     None => return Over::Closed,
@@ -144,6 +148,9 @@ impl Committer {
     }
 
     fn due(&self) -> Due {
+        if self.checkpointer.holds_appends(&self.map) {
+            return Due::Never;
+        }
         self.shared.unlogged().due(self.shared.buffer.capacity_bytes(), &self.shared.limits)
     }
 

@@ -145,7 +145,7 @@ impl Fetcher {
     }
 
     /// The same, of which nothing stays in the cache that is not there already.
-    pub(super) fn unkept(&self) -> Self {
+    pub(crate) fn unkept(&self) -> Self {
         Self { cache: Arc::new(Unkept(Arc::clone(&self.cache))), ..self.clone() }
     }
 
@@ -166,19 +166,6 @@ impl Fetcher {
 
     /// The decoded chunks (all their blocks) that `locations` lie in, by [`whole`] chunk.
     pub async fn chunks(&self, locations: &[Location]) -> Result<BTreeMap<Location, Bytes>, FetchError> {
-        self.decoded(locations, true).await
-    }
-
-    /// The same for who reads a chunk once: it must not push what others read again out of the cache.
-    pub async fn chunks_once(&self, locations: &[Location]) -> Result<BTreeMap<Location, Bytes>, FetchError> {
-        self.decoded(locations, false).await
-    }
-
-    async fn decoded(
-        &self,
-        locations: &[Location],
-        cached: bool,
-    ) -> Result<BTreeMap<Location, Bytes>, FetchError> {
         let wanted: BTreeSet<Location> = locations.iter().map(whole).collect();
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
@@ -193,7 +180,7 @@ impl Fetcher {
         if missing.is_empty() {
             return Ok(found);
         }
-        for (location, flight) in self.take_off(missing, cached)? {
+        for (location, flight) in self.take_off(missing, &mut found)? {
             let short = || FetchError::Short { location };
             let opened = flight.await?.get(&cache_key(&location)).cloned();
             let blocks = opened.ok_or_else(short)??;
@@ -233,19 +220,29 @@ impl Fetcher {
         chunks.get(&whole(location)).filter(|chunk| to <= chunk.len()).map(|chunk| chunk.slice(from..to))
     }
 
-    /// Joins the flights that are under way for `missing` (sorted) and starts the others.
-    fn take_off(&self, missing: Vec<Location>, cached: bool) -> Result<Vec<(Location, Flight)>, FetchError> {
+    /// Joins the flights that are under way for `missing` (sorted) and starts the others. What a flight has brought since
+    /// the cache was looked into goes to `found`.
+    fn take_off(
+        &self,
+        missing: Vec<Location>,
+        found: &mut BTreeMap<Location, Bytes>,
+    ) -> Result<Vec<(Location, Flight)>, FetchError> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         let mut waits = Vec::with_capacity(missing.len());
         let mut fresh = Vec::new();
         for location in missing {
-            match flights.get(&cache_key(&location)) {
-                Some(flight) => waits.push((location, flight.clone())),
+            if let Some(flight) = flights.get(&cache_key(&location)) {
+                waits.push((location, flight.clone()));
+                continue;
+            }
+            let landed = self.cache.opened(&self.opened_key(&location)?);
+            match landed.filter(|blocks| is_whole(&location, blocks)) {
+                Some(blocks) => drop(found.insert(location, blocks)),
                 None => fresh.push(location),
             }
         }
         for request in requests(fresh) {
-            let flight = self.flight(request.clone(), cached)?;
+            let flight = self.flight(request.clone())?;
             for location in request {
                 flights.insert(cache_key(&location), flight.clone());
                 waits.push((location, flight.clone()));
@@ -254,8 +251,8 @@ impl Fetcher {
         Ok(waits)
     }
 
-    /// Gets the chunks of one segment, opens them and, if they are to be `cached`, keeps them near.
-    fn flight(&self, chunks: Vec<Location>, cached: bool) -> Result<Flight, FetchError> {
+    /// Gets the chunks of one segment, opens them and keeps them near.
+    fn flight(&self, chunks: Vec<Location>) -> Result<Flight, FetchError> {
         let (first, last) = (chunks[0], chunks[chunks.len() - 1]);
         let source = self.lineage.source(first.segment.volume)?;
         let range = stored(&first).start..stored(&last).end;
@@ -266,7 +263,7 @@ impl Fetcher {
             let opened = landing.chunks.iter().map(|location| {
                 let at = (stored(location).start - range.start) as usize;
                 let sealed = bytes.slice(at..at + location.stored_len as usize);
-                (cache_key(location), fetcher.open(&source, location, sealed, cached))
+                (cache_key(location), fetcher.open(&source, location, sealed))
             });
             // They are in the cache before they leave the board.
             let opened = Arc::new(opened.collect());
@@ -285,20 +282,12 @@ impl Fetcher {
         .shared())
     }
 
-    /// Opens a chunk that has come from the store and, if it is to be `cached`, keeps it near.
-    fn open(
-        &self,
-        source: &Source,
-        location: &Location,
-        sealed: Bytes,
-        cached: bool,
-    ) -> Result<Bytes, FetchError> {
+    /// Opens a chunk that has come from the store and keeps it near.
+    fn open(&self, source: &Source, location: &Location, sealed: Bytes) -> Result<Bytes, FetchError> {
         let opened = self.opened_key(location)?;
         let blocks = codec::decode_chunk(sealed.clone(), location, source.key.as_ref())?;
-        if cached {
-            self.cache.insert(opened.chunk, sealed);
-            self.cache.keep_opened(opened, &blocks);
-        }
+        self.cache.insert(opened.chunk, sealed);
+        self.cache.keep_opened(opened, &blocks);
         Ok(blocks)
     }
 

@@ -91,6 +91,9 @@ pub struct Limits {
     pub checkpoint_records: u64,
     /// Bytes of map entries in memory only after which a checkpoint is due.
     pub checkpoint_map_bytes: usize,
+    /// Bytes of map entries in memory only at which appends wait for the checkpoint that is under way: a replay would
+    /// read all of them.
+    pub replay_map_bytes: usize,
     /// How long an object that nothing needs any more is kept, by the store's clock.
     pub grace: Duration,
     /// How long I/O waits for a store that is away before it fails, counted from the beginning of the outage.
@@ -107,6 +110,7 @@ impl Default for Limits {
             age: Duration::from_secs(5),
             checkpoint_records: 512,
             checkpoint_map_bytes: 4 << 20,
+            replay_map_bytes: 32 << 20,
             grace: Duration::from_secs(3600),
             outage: Duration::from_secs(3600),
             codec: Codec::Lz4,

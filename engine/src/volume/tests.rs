@@ -23,6 +23,7 @@ mod faults;
 mod journal;
 mod outages;
 mod reading;
+mod replays;
 mod streams;
 
 const MIB: u64 = 1 << 20;

@@ -282,6 +282,7 @@ mod tests {
         age: Duration::from_secs(5),
         checkpoint_records: 512,
         checkpoint_map_bytes: 4 << 20,
+        replay_map_bytes: 32 << 20,
         grace: Duration::ZERO,
         outage: Duration::ZERO,
         codec: crate::codec::Codec::Raw,
