@@ -7,8 +7,7 @@ use super::{
     line::{Goal, Line, Seen, Unit},
 };
 
-const OPEN_CAUSE: &str = "The extents are appended at a million a second, as no device writes them. A checkpoint that is under way does not \
-     hold appends up: 6 of the 10 million lie in records after the newest root, and are replayed one by one.";
+const OPEN_CAUSE: &str = "What no root covers yet is replayed entry by entry.";
 const MAP_CAUSE: &str = "What was replayed and is in no checkpoint yet is in the memtable, at some 40 bytes an extent. Pages take 17.";
 
 pub const OPEN: [Line; 3] = [

@@ -23,7 +23,7 @@ pub const LINES: [Line; 2] = [
         against: "",
         unit: Unit::Seconds,
         goal: Goal::AtMost(0.5),
-        cause: "The successor opens its pools and replays the volume's log before it serves the first request.",
+        cause: "The successor opens the volume's pool and replays its log before it serves the first request.",
     },
     Line { what: "I/O errors meanwhile", against: "", unit: Unit::Count, goal: Goal::AtMost(0.0), cause: "" },
 ];
