@@ -17,11 +17,19 @@ pub struct Options {
     /// Run this seed alone, and print what happens
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
+    /// Instead, overwrite volumes for a long time with snapshots held, and measure what that takes
+    #[arg(long, conflicts_with_all = ["seeds", "seed"])]
+    soak: bool,
 }
 
 /// Runs the command.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let cargo = Cmd::new("cargo").dir(repository()).limit(LIMIT);
+    if options.soak {
+        let package = ["test", "--release", "--package", "holdfast-engine", "--test", "soak", "--locked"];
+        cargo.args(package).args(["--", "--ignored", "--nocapture"]).show()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let cargo = cargo.args(["test", "--package", "holdfast-engine", "--test", "sim", "--locked", "--quiet"]);
     let cargo = match options.seed {
         Some(seed) => cargo.env("HOLDFAST_SEED", seed.to_string()).args([
