@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::node::open::OpenVolume;
+use crate::pool_metrics::OfVolume;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfTier {
@@ -21,11 +22,6 @@ struct OfTier {
 struct Hits {
     volume: String,
     tier: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Misses {
-    volume: String,
 }
 
 /// The cache that all volumes of a node share.
@@ -92,7 +88,7 @@ pub fn encode_volumes(
         let help = format!("{what} of a volume that were got from its store to be read");
         let mut misses = encoder.encode_descriptor(misses, &help, None, MetricType::Counter)?;
         for (volume, stats) in &volumes {
-            let labels = Misses { volume: volume.clone() };
+            let labels = OfVolume { volume: volume.clone() };
             ConstCounter::new(part(&stats.misses)).encode(misses.encode_family(&labels)?)?;
         }
     }

@@ -27,8 +27,8 @@ struct OfPool {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfVolume {
-    volume: String,
+pub(crate) struct OfVolume {
+    pub(crate) volume: String,
 }
 
 /// The requests that pools make of their stores.

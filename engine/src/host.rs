@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use crate::buffer::DirtyBuffer;
 use crate::cache::ChunkCache;
-use crate::ids::{GrantId, PoolId, SnapshotId, VolumeId};
+use crate::ids::{GrantId, SnapshotId, VolumeId};
 use crate::lineage::Lineage;
 use crate::log::{Log, LogError};
 use crate::map::{MapView, PageCache, PageSource, VolumePages};
-use crate::pool::{Pool, PoolError, PoolSet};
+use crate::pool::{Parent, Pool, PoolError, PoolSet};
 use crate::snapshot::{self, SnapshotError};
 use crate::volume::{BlockReader, Limits, OpenError, OpenOptions, Volume, bytes_in};
 
@@ -88,23 +88,19 @@ impl Host {
         volume: VolumeId,
         deadline: Instant,
     ) -> Result<BTreeSet<VolumeId>, PoolError> {
-        let own: PoolId = pool.id();
-        let parents = pool.volume_json(volume, deadline).await?.parents;
-        Ok(parents.into_iter().filter(|parent| parent.pool != own).map(|parent| parent.volume).collect())
+        Ok(foreign_of(pool, &pool.volume_json(volume, deadline).await?.parents))
     }
 
-    /// Bytes of blocks that lay in other pools when the volume was made, as the map of its source says. None if it was made
-    /// of none, or its source cannot be read any more, as may be once it needs it no longer. Walks that map.
+    /// Bytes of blocks that lay in other pools when the volume was made, as the map of its source says. None if it was
+    /// made of none, or its source cannot be read any more, as may be once it needs it no longer. Walks that map.
     pub async fn restored_bytes(
         &self,
         pool: &Pool,
         volume: VolumeId,
         deadline: Instant,
     ) -> Result<Option<u64>, HostError> {
-        let foreign = self.foreign(pool, volume, deadline).await?;
-        let Some(source) = pool.volume_json(volume, deadline).await?.parents.into_iter().next() else {
-            return Ok(None);
-        };
+        let parents = pool.volume_json(volume, deadline).await?.parents;
+        let Some(source) = parents.first() else { return Ok(None) };
         let Some(home) = self.pools.get(source.pool) else { return Ok(None) };
         let log = match self.log(&home, source.volume, deadline).await {
             Err(PoolError::NoSuchVolume { .. }) => return Ok(None),
@@ -116,7 +112,7 @@ impl Host {
         };
         let pages = self.page_source(&log, &self.lineage(&home, source.volume, deadline).await?);
         let view = MapView::from_stored(pages, &state.map.map);
-        let counted = bytes_in(&view, &foreign).await;
+        let counted = bytes_in(&view, &foreign_of(pool, &parents)).await;
         Ok(Some(counted.map_err(|error| SnapshotError::from(LogError::from(error)))?))
     }
 
@@ -163,4 +159,9 @@ impl Host {
     pub fn page_source(&self, log: &Log, lineage: &Lineage) -> Arc<dyn PageSource> {
         VolumePages::new(Arc::clone(&self.pages), lineage.clone(), log.volume, log.env.clone())
     }
+}
+
+/// Those of a volume's ancestors that live in other pools than its own.
+fn foreign_of(own: &Pool, parents: &[Parent]) -> BTreeSet<VolumeId> {
+    parents.iter().filter(|parent| parent.pool != own.id()).map(|parent| parent.volume).collect()
 }

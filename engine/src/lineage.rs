@@ -7,6 +7,7 @@ use std::sync::{Arc, RwLock};
 
 use crate::codec::DataKey;
 use crate::ids::VolumeId;
+use crate::map::Origin;
 use crate::store::Store;
 
 /// How one volume's objects are read.
@@ -59,9 +60,9 @@ impl Lineage {
         sources.get(&volume).map(|(_, source)| source.clone()).ok_or(UnknownAncestor { volume })
     }
 
-    /// Fails unless it is known how all of `volumes` are read.
-    pub fn reaches(&self, volumes: impl IntoIterator<Item = VolumeId>) -> Result<(), UnknownAncestor> {
-        volumes.into_iter().try_for_each(|volume| self.source_id(volume).map(drop))
+    /// Fails unless it is known how all of `origins` are read.
+    pub fn reaches(&self, origins: &[Origin]) -> Result<(), UnknownAncestor> {
+        origins.iter().try_for_each(|origin| self.source_id(origin.volume).map(drop))
     }
 
     /// What `volume`'s objects are opened with.

@@ -49,6 +49,16 @@ fn read_block(device: &Path, byte: u8) -> bool {
     page.0 == [byte; 4096]
 }
 
+/// Fills the beginning of a device with what does not compress.
+fn fill(device: &Path, bytes: usize) -> Vec<u8> {
+    let mut random = vec![0; bytes];
+    Env::system().entropy.fill(&mut random);
+    let disk = File::options().read(true).write(true).open(device).unwrap();
+    disk.write_all_at(&random, 0).unwrap();
+    disk.sync_all().unwrap();
+    random
+}
+
 /// A pool whose store takes connections and never answers.
 struct SilentPool {
     _store: std::net::TcpListener,
@@ -174,12 +184,7 @@ async fn what_was_in_the_cache_is_read_without_the_store_after_a_kill() {
     let volume = site.create("warm", None).await;
     let context = site.attach(&volume, &node, &block()).await.unwrap();
     let device = node.publish(&volume, &context, &block()).await.unwrap();
-    let mut random = vec![0; 8 * MIB as usize];
-    Env::system().entropy.fill(&mut random);
-    let disk = File::options().read(true).write(true).open(&device).unwrap();
-    disk.write_all_at(&random, 0).unwrap();
-    disk.sync_all().unwrap();
-    drop(disk);
+    let random = fill(&device, 8 * MIB as usize);
     let of_volume = |name: &str, labels: &str| format!("{name}{{volume=\"{}\"{labels}}}", volume.volume_id);
     let misses = of_volume("holdfast_volume_cache_misses_total", "");
     let hits = of_volume("holdfast_volume_cache_hits_total", ",tier=\"disk\"");
@@ -238,12 +243,7 @@ async fn a_full_cache_disk_is_no_error_and_nothing_false_is_read() {
     let context = site.attach(&volume, &node, &block()).await.unwrap();
     let device = node.publish(&volume, &context, &block()).await.unwrap();
     // What does not compress, and is more than the disk holds.
-    let mut random = vec![0; 32 * MIB as usize];
-    Env::system().entropy.fill(&mut random);
-    let disk = File::options().read(true).write(true).open(&device).unwrap();
-    disk.write_all_at(&random, 0).unwrap();
-    disk.sync_all().unwrap();
-    drop(disk);
+    let random = fill(&device, 32 * MIB as usize);
     for round in 0..3 {
         // A successor's memory is empty, and so is the kernel's after a publication anew.
         node.unpublish(&volume).await.unwrap();

@@ -268,10 +268,10 @@ impl Step<'_> {
             return Ok(());
         }
         for missing in self.covered.missing_of(extent) {
-            self.bytes += u64::from(missing.blocks) * BLOCK_BYTES;
+            self.bytes += missing.bytes();
             self.extents.push(missing);
         }
-        self.changed_bytes += u64::from(extent.blocks) * BLOCK_BYTES;
+        self.changed_bytes += extent.bytes();
         if self.bytes >= STEP_BYTES { self.copy(bulk).await } else { Ok(()) }
     }
 

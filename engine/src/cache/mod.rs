@@ -4,8 +4,8 @@
 //! clones share entries.
 //!
 //! [`MemoryCache`] is the small, fast tier, [`DiskCache`] the large one that survives a restart; [`Tiers`] puts the one
-//! before the other. One of them serves all volumes of a process; [`CountedCache`] counts what one volume has of it. That a chunk which many wait for is fetched once is
-//! the reader's business.
+//! before the other. One of them serves all volumes of a process; [`CountedCache`] counts what one volume has of it.
+//! That a chunk which many wait for is fetched once is the reader's business.
 
 mod counted;
 mod disk;

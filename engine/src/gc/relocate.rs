@@ -23,7 +23,7 @@ use super::gather::{Gather, Piece};
 use super::generations::switch;
 use super::sweep::Swept;
 use crate::codec::{self, ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName, RECORD_MOVES_MAX};
-use crate::ids::{BLOCK_BYTES, ObjectId, RecordNumber};
+use crate::ids::{ObjectId, RecordNumber};
 use crate::log::Move;
 use crate::map::{Extent, Location, MapView, SegmentKind, SegmentRef};
 use crate::volume::{Bulk, FetchError, Fetcher, Volume, Writer};
@@ -76,10 +76,6 @@ pub(super) async fn relocate(
     Ok(Relocated { bytes: mover.bytes, switched })
 }
 
-fn bytes(extent: &Extent) -> u64 {
-    u64::from(extent.blocks) * BLOCK_BYTES
-}
-
 #[derive(Debug, Default)]
 struct Step {
     moves: usize,
@@ -112,7 +108,7 @@ impl<'a> Mover<'a> {
             let mut batch: Vec<Extent> = Vec::new();
             let mut batch_bytes = 0;
             for (extent, _) in extents {
-                batch_bytes += bytes(&extent);
+                batch_bytes += extent.bytes();
                 batch.push(extent);
                 if batch_bytes >= self.volume.limits().segment_bytes {
                     batch_bytes = 0;
@@ -140,7 +136,7 @@ impl<'a> Mover<'a> {
                 writers.get(&(location.segment.id, location.stored_offset)).copied().unwrap_or(unknown);
             self.bulk.relocate_as(writer, extent, in_head, &data).await?;
             self.step.moves += 1;
-            self.step.bytes += bytes(&extent);
+            self.step.bytes += extent.bytes();
             if self.step.moves >= RECORD_MOVES_MAX || self.step.bytes >= STEP_BYTES {
                 self.commit().await?;
             }

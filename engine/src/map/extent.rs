@@ -1,6 +1,6 @@
 //! The entries of the map.
 
-use crate::ids::{CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, VolumeId};
+use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, VolumeId};
 use crate::pool::layout;
 
 /// Whether a segment is an object of its own or lies in a record of the log.
@@ -90,6 +90,11 @@ impl Extent {
     /// The block after the last.
     pub fn end(&self) -> u64 {
         self.lba + u64::from(self.blocks)
+    }
+
+    /// Bytes of its blocks.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.blocks) * BLOCK_BYTES
     }
 
     /// Says what is wrong with an extent that no map may hold.

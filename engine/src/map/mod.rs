@@ -39,7 +39,7 @@ pub use source::{Access, MapError, PageLimits, PageSource};
 pub use stored::{IndexRef, MapObject, Origin, PageRef, Root, RunRef, SnapshotMap, StoredMap};
 pub use view::{Layer, MapView};
 pub use volume_pages::VolumePages;
-pub use walk::{Walk, add_map_objects, live_blocks, map_objects};
+pub use walk::{Walk, add_map_objects, live_blocks, map_objects, mapped_bytes};
 
 #[cfg(test)]
 mod model_tests;

@@ -51,6 +51,16 @@ pub async fn live_blocks(view: &MapView) -> Result<BTreeMap<SegmentRef, u64>, Ma
     Ok(live)
 }
 
+/// Bytes of the blocks whose data the map names, of those extents that count.
+pub async fn mapped_bytes(view: &MapView, counts: impl Fn(&Extent) -> bool) -> Result<u64, MapError> {
+    let mut walk = Walk::new(view);
+    let mut mapped_bytes = 0;
+    while let Some(extents) = walk.next().await? {
+        mapped_bytes += extents.iter().filter(|extent| counts(extent)).map(Extent::bytes).sum::<u64>();
+    }
+    Ok(mapped_bytes)
+}
+
 /// The pages and indexes that the map consists of. Loads the indexes, and no page.
 pub async fn map_objects(view: &MapView) -> Result<BTreeSet<MapObject>, MapError> {
     let mut objects = BTreeSet::new();

@@ -385,7 +385,7 @@ mod tests {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = silent.local_addr().unwrap();
         let credentials = "credentials: {accessKeyId: a, secretAccessKey: b}";
-        let text = format!("url: s3://bucket\nendpoint: http://{endpoint}\n{credentials}\n");
+        let text = format!("url: s3://bucket\nendpoint: http://{endpoint}\nallowHttp: true\n{credentials}\n");
         std::fs::write(fixture.files.path().join("silent.yaml"), text).unwrap();
         let mut changes = fixture.set.changes();
         tokio::select! {

@@ -8,7 +8,7 @@ use super::object::PATIENCE;
 use super::rebuild::Rebuilding;
 use crate::env::Env;
 use crate::ids::{BLOCK_BYTES, ObjectId};
-use crate::map::{Extent, Location, MapError, MapView, Walk};
+use crate::map::{Extent, Location, MapError, MapView, Walk, mapped_bytes};
 use crate::store::{StoreError, retry};
 use crate::volume::{BlockReader, Bulk, FetchError, Fetcher, Volume, VolumeError};
 
@@ -55,7 +55,7 @@ pub(super) async fn copy(
     to: &Volume,
     progress: &(dyn Fn(Rebuilding) + Sync),
 ) -> Result<Copied, SalvageError> {
-    let total_bytes = mapped_bytes(view).await?;
+    let total_bytes = mapped_bytes(view, |_| true).await?;
     let run = ObjectId::random(&*to.log().env.entropy);
     let mut step = Step {
         reader,
@@ -70,7 +70,7 @@ pub(super) async fn copy(
     let mut walk = Walk::new(view);
     while let Some(extents) = walk.next().await? {
         for extent in extents {
-            step.bytes += bytes(&extent);
+            step.bytes += extent.bytes();
             step.extents.push(extent);
             if step.bytes >= STEP_BYTES {
                 done_bytes += step.bytes;
@@ -84,19 +84,6 @@ pub(super) async fn copy(
     to.commit_bulk(bulk, Vec::new()).await?;
     progress(Rebuilding { done_bytes: total_bytes, total_bytes });
     Ok(copied)
-}
-
-fn bytes(extent: &Extent) -> u64 {
-    u64::from(extent.blocks) * BLOCK_BYTES
-}
-
-async fn mapped_bytes(view: &MapView) -> Result<u64, MapError> {
-    let mut walk = Walk::new(view);
-    let mut mapped_bytes = 0;
-    while let Some(extents) = walk.next().await? {
-        mapped_bytes += extents.iter().map(bytes).sum::<u64>();
-    }
-    Ok(mapped_bytes)
 }
 
 struct Step<'a> {
@@ -169,7 +156,7 @@ impl Step<'_> {
             FetchError::Store(error) => return Err(error.into()),
             FetchError::UnknownAncestor(error) => return Err(MapError::from(error).into()),
         };
-        let (offset, len) = (extent.lba * BLOCK_BYTES, bytes(extent));
+        let (offset, len) = (extent.lba * BLOCK_BYTES, extent.bytes());
         Lost { offset, len, reason }.add_to(&mut self.copied.lost);
         Ok(())
     }

@@ -137,7 +137,7 @@ impl Repair {
                 self.leave(&damaged, "it was written after the copy was made".into());
                 continue;
             }
-            let mut data = vec![0; (u64::from(damaged.blocks) * BLOCK_BYTES) as usize];
+            let mut data = vec![0; damaged.bytes() as usize];
             match self.copy.read(damaged.lba, damaged.end(), &mut data).await {
                 Ok(()) => {
                     bulk.relocate(damaged, &data).await?;
@@ -153,7 +153,7 @@ impl Repair {
     }
 
     fn leave(&mut self, extent: &Extent, reason: String) {
-        let (offset, len) = (extent.lba * BLOCK_BYTES, u64::from(extent.blocks) * BLOCK_BYTES);
+        let (offset, len) = (extent.lba * BLOCK_BYTES, extent.bytes());
         Lost { offset, len, reason }.add_to(&mut self.repaired.left);
     }
 }

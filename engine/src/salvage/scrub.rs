@@ -385,7 +385,7 @@ async fn named(views: &[(Place, MapView)]) -> Result<(BTreeMap<ObjectId, Segment
         let mut walk = Walk::new(first);
         while let Some(extents) = walk.next().await? {
             extents.iter().for_each(&mut note);
-            mapped_bytes += extents.iter().map(|extent| u64::from(extent.blocks) * BLOCK_BYTES).sum::<u64>();
+            mapped_bytes += extents.iter().map(Extent::bytes).sum::<u64>();
         }
     }
     // Of each further map, what differs from the one before.
@@ -430,7 +430,7 @@ async fn attribute(views: &[(Place, MapView)], wrong: &WrongObjects) -> Result<V
             Some(_) => Some(location.stored_offset),
         };
         if let Some(damage) = told.get_mut(&(id, chunk)) {
-            damage.affect(place, extent.lba * BLOCK_BYTES, u64::from(extent.blocks) * BLOCK_BYTES);
+            damage.affect(place, extent.lba * BLOCK_BYTES, extent.bytes());
         }
     })
     .await?;

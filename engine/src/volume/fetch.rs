@@ -149,6 +149,11 @@ impl Fetcher {
         Self { cache: Arc::new(Unkept(Arc::clone(&self.cache))), ..self.clone() }
     }
 
+    /// The volumes that it reads.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
     /// How often a store has answered with data.
     pub fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)

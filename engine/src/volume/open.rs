@@ -199,7 +199,7 @@ async fn open_session(
         }
         // Maintenance moves and deletes what is the volume's own.
         if state.control.grant.as_ref().is_some_and(|grant| grant.mode == GrantMode::ReadWrite) {
-            options.lineage.reaches(sink.map.origins().iter().map(|origin| origin.volume))?;
+            options.lineage.reaches(&sink.map.origins())?;
         }
         let id = random_id(&log.env);
         let resumes = state.control.session.as_ref().map_or(SessionId::NONE, |session| session.id);

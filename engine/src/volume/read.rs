@@ -149,7 +149,7 @@ impl BlockReader {
         let chunks = self.fetcher.chunks(&locations).await?;
         for extent in extents {
             let start = ((extent.lba - from) * BLOCK_BYTES) as usize;
-            let piece = &mut out[start..start + (u64::from(extent.blocks) * BLOCK_BYTES) as usize];
+            let piece = &mut out[start..start + extent.bytes() as usize];
             match &extent.location {
                 None => piece.fill(0),
                 Some(location) => {

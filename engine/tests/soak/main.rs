@@ -10,8 +10,12 @@ mod flushes;
 mod model;
 mod scale;
 mod store;
+#[path = "../../src/testing.rs"]
+mod testing;
 mod volume;
 
+// Where the shared file looks for it.
+use holdfast_engine::ids;
 use model::Pattern;
 use volume::{Measured, Soak};
 

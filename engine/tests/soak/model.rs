@@ -7,6 +7,8 @@ use holdfast_engine::ids::{BLOCK_BYTES, SnapshotId};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::testing::content;
+
 /// Which blocks are overwritten.
 #[derive(Debug, Clone, Copy)]
 pub enum Pattern {
@@ -78,20 +80,4 @@ pub fn check(read: &[u8], versions: &[u64]) {
         let same = read[at..at + BLOCK_BYTES as usize] == content(lba as u64, *version)[..];
         assert!(same, "block {lba} is not what version {version} wrote");
     }
-}
-
-/// Bytes that do not compress, and differ for each block and version.
-pub fn content(lba: u64, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; BLOCK_BYTES as usize];
-    }
-    // Xorshift: quick also where little is optimized.
-    let mut state = (lba << 32 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = (0..BLOCK_BYTES / 8).flat_map(|_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.collect()
 }

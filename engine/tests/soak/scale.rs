@@ -127,7 +127,7 @@ async fn a_volume_of_16_tib() {
     assert!(requests <= 24, "{requests} requests to open it");
     for (lba, version) in model.head.iter().enumerate() {
         let read = again.read(place(lba as u64) * BLOCK_BYTES, BLOCK_BYTES).await.unwrap();
-        let held = crate::model::content(lba as u64, if lba < 2048 { 0 } else { *version });
+        let held = crate::testing::content(lba as u64, if lba < 2048 { 0 } else { *version });
         assert!(read == held, "block {lba}");
     }
 }

@@ -13,7 +13,6 @@ use holdfast_engine::volume::{Fetcher, Limits, OpenError, Pace};
 use tonic::Status;
 
 use super::hydration::Restored;
-use super::reader::ReadFrom;
 use super::{OpenVolume, ReadOnlyVolume, Served};
 use crate::frontend::{FrontEnd, Saved, Stack};
 use crate::handles::VolumeHandle;
@@ -113,10 +112,10 @@ impl Parts {
             Access::ReadOnly => {
                 let lineage = host.lineage(&found.pool, volume, deadline).await.map_err(status::pool)?;
                 let pages = host.page_source(&found.log, &lineage);
-                let fetcher = Fetcher::new(lineage.clone(), Arc::clone(&host.cache), self.env.clone());
-                let from = ReadFrom { pages, fetcher, lineage };
+                let fetcher = Fetcher::new(lineage, Arc::clone(&host.cache), self.env.clone());
+                let grant = publication.grant;
                 let reader =
-                    ReadOnlyVolume::open(found.log, publication.grant, from, self.outage, deadline).await?;
+                    ReadOnlyVolume::open(found.log, grant, (pages, fetcher), self.outage, deadline).await?;
                 Ok(Opened { served: Served::Reader(Arc::new(reader)), cache, restored: None })
             }
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId};
-use holdfast_engine::lineage::Lineage;
 use holdfast_engine::log::{Control, Log, LogError, Record, Sink};
 use holdfast_engine::map::{Map, PageSource, StoredMap};
 use holdfast_engine::volume::{
@@ -33,17 +32,6 @@ pub struct ReadOnlyVolume {
     size_bytes: u64,
     reader: RwLock<BlockReader>,
     reads: Outage<VolumeError>,
-}
-
-/// Where a volume and its ancestors are read.
-#[derive(Debug)]
-pub struct ReadFrom {
-    /// Pages of maps.
-    pub pages: Arc<dyn PageSource>,
-    /// Chunks.
-    pub fetcher: Fetcher,
-    /// The volumes that both know.
-    pub lineage: Lineage,
 }
 
 /// Follows the map through a replay.
@@ -73,7 +61,7 @@ impl ReadOnlyVolume {
     pub async fn open(
         log: Log,
         grant: GrantId,
-        ReadFrom { pages, fetcher, lineage }: ReadFrom,
+        (pages, fetcher): (Arc<dyn PageSource>, Fetcher),
         outage: Duration,
         deadline: Instant,
     ) -> Result<Self, OpenError> {
@@ -81,7 +69,7 @@ impl ReadOnlyVolume {
         if !control.readers.iter().any(|reader| reader.id == grant) {
             return Err(OpenError::NotGranted { volume: log.volume });
         }
-        lineage.reaches(map.origins().iter().map(|origin| origin.volume))?;
+        fetcher.lineage().reaches(&map.origins())?;
         let reader = RwLock::new(BlockReader::new(log.volume, Blocks::Head(map), fetcher.clone()));
         let reads = Outage::new(log.volume, "reads", outage);
         Ok(Self { log, pages, fetcher, size_bytes: control.size_bytes, reader, reads })

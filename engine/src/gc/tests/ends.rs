@@ -3,15 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::scene::{BLOCKS, Gate, NoCache, Scene, deadline};
+use super::scene::{BLOCKS, Gate, Scene, deadline, host};
 use crate::codec::Codec;
-use crate::env::Env;
 use crate::gc::{Detached, GcError, collect_detached, reclaim};
 use crate::host::Host;
 use crate::ids::{BLOCK_BYTES, ObjectId, PoolId, RecordNumber, VolumeId};
 use crate::log::{ControlOnly, Log, Op};
-use crate::map::PageCache;
-use crate::pool::{Access, NewVolume, Parent, Pool, PoolKind, PoolSet, layout};
+use crate::pool::{NewVolume, Parent, Pool, layout};
 use crate::store::{Memory, Store};
 
 #[tokio::test(start_paused = true)]
@@ -94,16 +92,15 @@ async fn a_detached_collection_gives_way_to_a_publish() {
 
 struct Deleted {
     scene: Scene,
-    pools: PoolSet,
+    host: Host,
     pool: Arc<Pool>,
     parent: Parent,
 }
 
 /// A deleted volume in a pool, with a pin on what it was cloned from.
 async fn deleted() -> Deleted {
-    let (store, env) = (Memory::default(), Env::system());
-    let shared = Arc::new(store.clone());
-    let pool = Pool::over("p", "memory", shared, None, Access::ReadWrite, env.clone()).await.unwrap();
+    let store = Memory::default();
+    let (pool, host) = host(Arc::new(store.clone())).await;
     let mut scene = Scene::unencrypted(store).await;
     let parent = Parent { pool: pool.id(), volume: VolumeId([3; 16]), snapshot: crate::ids::SnapshotId(5) };
     let new = NewVolume {
@@ -122,8 +119,7 @@ async fn deleted() -> Deleted {
     scene.scatter(&volume, 20, 2).await;
     volume.close().await.unwrap();
     scene.detach("a").await;
-    let pools = PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env);
-    Deleted { scene, pools, pool, parent }
+    Deleted { scene, host, pool, parent }
 }
 
 impl Deleted {
@@ -133,7 +129,7 @@ impl Deleted {
 
     async fn reclaim_through(&self, store: Arc<dyn Store>) -> Result<(), GcError> {
         let log = Log { store, ..self.scene.log.clone() };
-        reclaim(&self.pool, &self.pools, &log, deadline()).await
+        reclaim(&self.pool, &self.host.pools, &log, deadline()).await
     }
 
     async fn reclaim(&self) -> Result<(), GcError> {
@@ -184,11 +180,7 @@ async fn a_deleted_volume_stays_while_a_snapshot_or_a_pin_needs_it() {
     assert!(matches!(deleted.reclaim().await, Err(GcError::Needed { .. })));
 
     // The controller finds it once the pin is gone.
-    let host = Host {
-        pools: Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&deleted.pool))], Env::system())),
-        pages: PageCache::new(1 << 20),
-        cache: Arc::new(NoCache),
-    };
+    let host = &deleted.host;
     // The ancestor's pin lies in the pool as well.
     let mut after = None;
     let mut found = Vec::new();
@@ -246,11 +238,11 @@ async fn a_creation_under_way_and_one_given_up_are_left_alone() {
     pool.bind_volume_name("new", volume, deadline()).await.unwrap();
     pool.create_volume_json(volume, &new, deadline()).await.unwrap();
     let log = Log { volume, ..deleted.scene.log.clone() };
-    let reclaimed = reclaim(pool, &deleted.pools, &log, deadline()).await;
+    let reclaimed = reclaim(pool, &deleted.host.pools, &log, deadline()).await;
     assert!(matches!(reclaimed, Err(GcError::Needed { .. })), "{reclaimed:?}");
     let mut given_up = deleted.scene;
     given_up.log = log;
     given_up.append(ObjectId::NONE, vec![Op::Dead]).await;
-    reclaim(pool, &deleted.pools, &given_up.log, deadline()).await.unwrap();
+    reclaim(pool, &deleted.host.pools, &given_up.log, deadline()).await.unwrap();
     assert!(given_up.control().await.dead);
 }

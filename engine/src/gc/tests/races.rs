@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use super::scene::{BLOCKS, Gate, NoCache, Scene, deadline};
+use super::scene::{BLOCKS, Gate, Scene, deadline, host};
 use crate::buffer::MemoryBuffer;
 use crate::codec::Codec;
 use crate::control::{ControlError, CreateVolume, SourceSnapshot, publish};
-use crate::env::Env;
 use crate::gc::Collector;
-use crate::host::{Host, OpenAs};
+use crate::host::OpenAs;
 use crate::ids::{BLOCK_BYTES, SnapshotId};
 use crate::log::{GrantMode, Op};
-use crate::map::PageCache;
-use crate::pool::{Access, NewVolume, Pool, PoolKind, PoolSet, layout};
+use crate::pool::{NewVolume, layout};
 use crate::store::{Memory, Store};
 use crate::volume::Volume;
 
@@ -181,14 +179,6 @@ impl Source {
             self.collector.round().await.unwrap();
         }
     }
-}
-
-/// A process of its own, which reads and writes the pool through `store`.
-async fn host(store: Arc<dyn Store>) -> (Arc<Pool>, Host) {
-    let env = Env::system();
-    let pool = Pool::over("p", "memory", store, None, Access::ReadWrite, env.clone()).await.unwrap();
-    let pools = Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env));
-    (pool, Host { pools, pages: PageCache::new(1 << 20), cache: Arc::new(NoCache) })
 }
 
 #[tokio::test(start_paused = true)]

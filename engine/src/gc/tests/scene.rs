@@ -17,11 +17,12 @@ use crate::cache::ChunkCache;
 use crate::codec::DataKey;
 use crate::control::{publish, unpublish};
 use crate::env::Env;
+use crate::host::Host;
 use crate::ids::{BLOCK_BYTES, GrantId, ObjectId, SessionId, VolumeId};
 use crate::lineage::{Lineage, Source};
 use crate::log::{Control, ControlOnly, GrantMode, Log, Op, Put, Record};
 use crate::map::{PageCache, VolumePages};
-use crate::pool::layout;
+use crate::pool::{Access, Pool, PoolKind, PoolSet, layout};
 use crate::store::{Listed, Memory, Store, StoreError};
 pub(crate) use crate::testing::content;
 use crate::volume::{Limits, OpenOptions, Volume};
@@ -37,6 +38,14 @@ impl ChunkCache for NoCache {}
 
 pub fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(100 * 3600)
+}
+
+/// A process of its own, which reads and writes the pool through `store`.
+pub async fn host(store: Arc<dyn Store>) -> (Arc<Pool>, Host) {
+    let env = Env::system();
+    let pool = Pool::over("p", "memory", store, None, Access::ReadWrite, env.clone()).await.unwrap();
+    let pools = Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env));
+    (pool, Host { pools, pages: PageCache::new(1 << 20), cache: Arc::new(NoCache) })
 }
 
 /// A store that counts calls, and lets one of them wait until it is let go.

@@ -28,8 +28,8 @@ use futures::{StreamExt, stream};
 use tokio::sync::watch;
 
 use super::{Volume, VolumeError};
-use crate::ids::{BLOCK_BYTES, VolumeId};
-use crate::map::{Extent, MapError, MapView, Walk};
+use crate::ids::VolumeId;
+use crate::map::{Extent, MapError, MapView, mapped_bytes};
 
 use order::Order;
 pub use pace::Pace;
@@ -155,13 +155,7 @@ async fn pass(
 
 /// Bytes of blocks that `view` names in segments of `volumes`.
 pub async fn bytes_in(view: &MapView, volumes: &BTreeSet<VolumeId>) -> Result<u64, MapError> {
-    let mut walk = Walk::new(view);
-    let mut total = 0;
-    while let Some(extents) = walk.next().await? {
-        let inside: Vec<Extent> = extents.into_iter().filter(|extent| lies_in(extent, volumes)).collect();
-        total += bytes(&inside);
-    }
-    Ok(total)
+    mapped_bytes(view, |extent| lies_in(extent, volumes)).await
 }
 
 fn lies_in(extent: &Extent, volumes: &BTreeSet<VolumeId>) -> bool {
@@ -169,5 +163,5 @@ fn lies_in(extent: &Extent, volumes: &BTreeSet<VolumeId>) -> bool {
 }
 
 fn bytes(extents: &[Extent]) -> u64 {
-    extents.iter().map(|extent| u64::from(extent.blocks) * BLOCK_BYTES).sum()
+    extents.iter().map(Extent::bytes).sum()
 }
