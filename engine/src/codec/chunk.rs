@@ -90,7 +90,13 @@ pub struct Chunks {
     sessions: Vec<SessionId>,
     payload_bytes: usize,
     scratch: Vec<u8>,
+    /// How many of the last chunks in a row did not compress.
+    stubborn: u32,
 }
+
+/// After so many chunks in a row that did not compress, only each of so many is tried, until one does: data that are
+/// compressed or encrypted already come in long stretches.
+const STUBBORN_CHUNKS: u32 = 8;
 
 #[derive(Debug)]
 struct Pending {
@@ -106,7 +112,7 @@ impl Chunks {
     /// No chunks yet; `session` will have written them.
     pub fn new(codec: Codec, session: SessionId) -> Self {
         let (pending, sessions) = (Vec::new(), Vec::new());
-        Self { codec, session, pending, sessions, payload_bytes: 0, scratch: Vec::new() }
+        Self { codec, session, pending, sessions, payload_bytes: 0, scratch: Vec::new(), stubborn: 0 }
     }
 
     /// Takes the blocks in `data`, of which the first is `lba`, written as `order` of the session. Chunks end at
@@ -169,7 +175,9 @@ impl Chunks {
         data: &[u8],
         raw: impl Fn(&[u8]) -> Bytes,
     ) -> bool {
-        let (codec, payload) = compress(self.codec, data, &mut self.scratch);
+        let is_tried = self.stubborn < STUBBORN_CHUNKS || self.stubborn.is_multiple_of(STUBBORN_CHUNKS);
+        let codec = if is_tried { self.codec } else { Codec::Raw };
+        let (codec, payload) = compress(codec, data, &mut self.scratch);
         // A new session and the larger of the two trailers are always counted: close enough to the limit.
         let added = payload.len() + ENTRY_BYTES + SESSION_BYTES + trailer_bytes(true);
         let used = stored_bytes(self.sessions.len(), self.pending.len(), self.payload_bytes);
@@ -182,6 +190,7 @@ impl Chunks {
             self.sessions.push(session);
             self.sessions.len() - 1
         });
+        self.stubborn = if codec == Codec::Raw { self.stubborn.saturating_add(1) } else { 0 };
         self.payload_bytes += payload.len();
         let payload = if codec == Codec::Raw { raw(payload) } else { Bytes::copy_from_slice(payload) };
         let (session, blocks) = (index as u16, (data.len() / BLOCK) as u8);

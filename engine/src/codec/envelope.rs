@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bytes::{BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 
 use super::seal::trailer_bytes;
 use super::wire::Reader;
@@ -198,8 +198,13 @@ fn checksum(envelope: &[u8; ENVELOPE_BYTES]) -> u32 {
 #[derive(Debug)]
 pub(super) struct ObjectWriter {
     bytes: Vec<u8>,
+    /// Where the object begins in `bytes`.
+    start: usize,
     sealer: Sealer,
 }
+
+/// Large objects begin at addresses that are multiples of this, from which a disk can take them without a copy.
+const MEMORY_ALIGN: usize = 4096;
 
 /// A body, ready to be sealed.
 #[derive(Debug)]
@@ -218,12 +223,24 @@ impl ObjectWriter {
         body: &Body,
         data_bytes: usize,
     ) -> Self {
-        Self::within(Vec::new(), kind, identity, key, body, data_bytes)
+        Self::within(Vec::new(), 1, kind, identity, key, body, data_bytes)
     }
 
-    /// As [`Self::new`], in memory that was used for another object before.
-    pub(super) fn within(
+    /// As [`Self::new`], in memory that was used for another object before, and aligned to [`MEMORY_ALIGN`].
+    pub(super) fn aligned(
         memory: Vec<u8>,
+        kind: ObjectKind,
+        identity: Identity,
+        key: Option<&DataKey>,
+        body: &Body,
+        data_bytes: usize,
+    ) -> Self {
+        Self::within(memory, MEMORY_ALIGN, kind, identity, key, body, data_bytes)
+    }
+
+    fn within(
+        memory: Vec<u8>,
+        align: usize,
         kind: ObjectKind,
         identity: Identity,
         key: Option<&DataKey>,
@@ -244,23 +261,27 @@ impl ObjectWriter {
         .encode();
         let mut bytes = memory;
         bytes.clear();
-        bytes.reserve_exact(object_bytes);
+        bytes.reserve_exact(object_bytes + align - 1);
+        let start = bytes.as_ptr().align_offset(align).min(align - 1);
+        bytes.resize(start, 0);
         bytes.extend_from_slice(&envelope);
         bytes.extend_from_slice(&body.bytes);
-        sealer.seal(&mut bytes, ENVELOPE_BYTES, Some(&envelope));
-        Self { bytes, sealer }
+        sealer.seal(&mut bytes, start, ENVELOPE_BYTES, Some(&envelope));
+        Self { bytes, start, sealer }
     }
 
     /// Appends a chunk and seals it; returns where it lies and how long it is. An object is far below 4 GiB.
     pub(super) fn chunk(&mut self, payload: &[u8]) -> (u32, u32) {
-        let from = self.bytes.len();
+        let from = self.bytes.len() - self.start;
         self.bytes.extend_from_slice(payload);
-        self.sealer.seal(&mut self.bytes, from, None);
-        (from as u32, (self.bytes.len() - from) as u32)
+        self.sealer.seal(&mut self.bytes, self.start, from, None);
+        (from as u32, (self.bytes.len() - self.start - from) as u32)
     }
 
     pub(super) fn finish(self) -> Bytes {
-        Bytes::from(self.bytes)
+        let mut bytes = Bytes::from(self.bytes);
+        bytes.advance(self.start);
+        bytes
     }
 }
 

@@ -44,7 +44,7 @@ pub use segment::{
 };
 
 /// Bytes of the largest segment.
-pub const SEGMENT_BYTES_MAX: usize = 8 << 20;
+pub const SEGMENT_BYTES_MAX: usize = 16 << 20;
 
 /// Chunks of the largest segment: bounds its table, however well its data compresses.
 pub const SEGMENT_CHUNKS_MAX: usize = 8192;

@@ -36,20 +36,28 @@ impl Sealer {
         trailer_bytes(self.key.is_some())
     }
 
-    /// Seals what `object` holds from byte `from` on, and appends the trailer.
-    pub(super) fn seal(&self, object: &mut Vec<u8>, from: usize, envelope: Option<&[u8; ENVELOPE_BYTES]>) {
+    /// Seals what the object that begins at byte `start` of `memory` holds from its byte `from` on, and appends the
+    /// trailer.
+    pub(super) fn seal(
+        &self,
+        memory: &mut Vec<u8>,
+        start: usize,
+        from: usize,
+        envelope: Option<&[u8; ENVELOPE_BYTES]>,
+    ) {
         let bound = self.bound(from as u64);
+        let part = start + from;
         match &self.key {
             Some(key) => {
                 let aad = Aad::from(with_envelope(&bound, envelope));
                 let tag = key
-                    .seal_in_place_separate_tag(nonce(from as u64), aad, &mut object[from..])
+                    .seal_in_place_separate_tag(nonce(from as u64), aad, &mut memory[part..])
                     .expect("AES-GCM fails only beyond 64 GiB");
-                object.extend_from_slice(tag.as_ref());
+                memory.extend_from_slice(tag.as_ref());
             }
             None => {
-                let checksum = checksum(&bound, envelope, &object[from..]);
-                object.extend_from_slice(&checksum);
+                let checksum = checksum(&bound, envelope, &memory[part..]);
+                memory.extend_from_slice(&checksum);
             }
         }
     }

@@ -24,7 +24,7 @@ pub fn encode_segment(identity: Identity, chunks: &Chunks, key: Option<&DataKey>
 }
 
 /// As [`encode_segment`], in memory that was used for another segment before: fresh memory of that size costs as much
-/// as the copy into it.
+/// as the copy into it. Aligned to pages, so that a directory's disk can take it from there.
 pub fn encode_segment_within(
     memory: Vec<u8>,
     identity: Identity,
@@ -34,8 +34,14 @@ pub fn encode_segment_within(
     let encrypted = key.is_some();
     let mut body = Body { bytes: Vec::with_capacity(chunks.table_bytes()), lz4: false };
     chunks.encode_table(&mut body.bytes, encrypted);
-    let mut object =
-        ObjectWriter::within(memory, ObjectKind::Segment, identity, key, &body, chunks.data_bytes(encrypted));
+    let mut object = ObjectWriter::aligned(
+        memory,
+        ObjectKind::Segment,
+        identity,
+        key,
+        &body,
+        chunks.data_bytes(encrypted),
+    );
     let chunks = chunks.write(&mut object);
     EncodedSegment { bytes: object.finish(), chunks }
 }

@@ -32,7 +32,7 @@ use crate::map::{
 };
 use crate::pool::{Pool, layout};
 
-/// Objects read at once: each is held as a whole, of at most 8 MiB.
+/// Objects read at once: each is held as a whole, of at most 16 MiB.
 const PARALLEL: usize = 4;
 /// Records read at once.
 const RECORDS_AT_ONCE: usize = 8;

@@ -12,7 +12,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 /// Smaller files go through the page cache, where they are joined with others on their way to the disk.
 const LARGE_BYTES: usize = 1 << 20;
-/// What is written at once. Each thread that writes keeps memory for so much.
+/// What is written at once from memory that is not aligned. Each thread that does so keeps memory for so much.
 const PIECE_BYTES: usize = 2 << 20;
 /// Addresses and lengths are multiples of this, as the disks and file systems that we know ask for.
 const ALIGN: usize = 4096;
@@ -38,6 +38,10 @@ pub(super) fn write(file: &mut File, body: &[u8]) -> io::Result<()> {
 
 /// Writes whole blocks from the beginning of `rest`, and leaves what is less than one.
 fn write_aligned(file: &mut File, rest: &mut &[u8]) -> io::Result<()> {
+    if rest.as_ptr().align_offset(ALIGN) == 0 {
+        let body = *rest;
+        return write_piece(file, &body[..body.len() / ALIGN * ALIGN], rest);
+    }
     PIECE.with_borrow_mut(|memory| {
         memory.resize(PIECE_BYTES + ALIGN, 0);
         let skip = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
@@ -45,18 +49,23 @@ fn write_aligned(file: &mut File, rest: &mut &[u8]) -> io::Result<()> {
         while rest.len() >= ALIGN {
             let len = rest.len().min(PIECE_BYTES) / ALIGN * ALIGN;
             aligned[..len].copy_from_slice(&rest[..len]);
-            let mut piece = &aligned[..len];
-            while !piece.is_empty() {
-                let written = file.write(piece)?;
-                if written == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                piece = &piece[written..];
-                *rest = &rest[written..];
-            }
+            write_piece(file, &aligned[..len], rest)?;
         }
         Ok(())
     })
+}
+
+/// Writes `piece`, which is what `rest` begins with, and leaves what comes after it.
+fn write_piece(file: &mut File, mut piece: &[u8], rest: &mut &[u8]) -> io::Result<()> {
+    while !piece.is_empty() {
+        let written = file.write(piece)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        piece = &piece[written..];
+        *rest = &rest[written..];
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -67,15 +76,18 @@ mod tests {
 
     #[test]
     fn files_of_all_lengths_are_what_was_written() {
-        let body: Vec<u8> = (0..PIECE_BYTES as u32 * 3).map(|n| (n % 251) as u8).collect();
-        for len in [0, 1, ALIGN, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1, PIECE_BYTES, body.len() - 17]
-        {
-            let mut file = tempfile::tempfile().unwrap();
-            write(&mut file, &body[..len]).unwrap();
-            file.rewind().unwrap();
-            let mut found = Vec::new();
-            file.read_to_end(&mut found).unwrap();
-            assert!(found == body[..len], "{len} bytes");
+        let memory: Vec<u8> = (0..PIECE_BYTES as u32 * 3).map(|n| (n % 251) as u8).collect();
+        let aligned = memory.as_ptr().align_offset(ALIGN);
+        for body in [&memory[aligned..], &memory[aligned + 1..]] {
+            let whole = body.len() - 17;
+            for len in [0, 1, ALIGN, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1, PIECE_BYTES, whole] {
+                let mut file = tempfile::tempfile().unwrap();
+                write(&mut file, &body[..len]).unwrap();
+                file.rewind().unwrap();
+                let mut found = Vec::new();
+                file.read_to_end(&mut found).unwrap();
+                assert!(found == body[..len], "{len} bytes");
+            }
         }
     }
 }

@@ -105,12 +105,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            segment_bytes: 8 << 20,
+            segment_bytes: 12 << 20,
             inline_bytes: 256 << 10,
             age: Duration::from_secs(5),
             checkpoint_records: 512,
             checkpoint_map_bytes: 4 << 20,
-            replay_map_bytes: 32 << 20,
+            replay_map_bytes: 20 << 20,
             grace: Duration::from_secs(3600),
             outage: Duration::from_secs(3600),
             codec: Codec::Lz4,

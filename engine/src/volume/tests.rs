@@ -116,7 +116,7 @@ impl Scene {
 }
 
 fn buffer() -> Arc<dyn DirtyBuffer> {
-    Arc::new(MemoryBuffer::new(32 << 20))
+    Arc::new(MemoryBuffer::new(48 << 20))
 }
 
 fn filled(byte: u8, len: u64) -> Bytes {

@@ -38,9 +38,11 @@ impl Spare {
     /// Keeps the memory of `body`, unless the store's client still holds it.
     fn keep(&self, body: Bytes) {
         let mut memory = self.memory();
-        if let Ok(bytes) = body.try_into_mut()
+        if let Ok(mut bytes) = body.try_into_mut()
             && memory.len() < UPLOADS
         {
+            // Or what is left would be moved to the front.
+            bytes.clear();
             memory.push(bytes.into());
         }
     }

@@ -8,7 +8,7 @@ use holdfast_engine::codec::{
     PAGE_BODY_BYTES_MAX, RECORD_DATA_BYTES_MAX, RECORD_EXTENTS_MAX, RECORD_MOVES_MAX, SEGMENT_BYTES_MAX,
     SEGMENT_CHUNKS_MAX, decode_chunk, decode_index, decode_page, decode_record, decode_root,
     decode_segment_table, decode_snapshot_map, encode_index, encode_page, encode_record, encode_root,
-    encode_segment, encode_snapshot_map, extents_of, page_capacity,
+    encode_segment, encode_segment_within, encode_snapshot_map, extents_of, page_capacity,
 };
 use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
 use holdfast_engine::log::{Move, Op, Record};
@@ -195,6 +195,37 @@ fn well_compressing_data_is_bounded_by_its_chunks() {
     let lbas = (0..).map(|n| n * 16);
     let full = lbas.take_while(|lba| chunks.push(*lba, 1, &zeros) == 16).count();
     assert_eq!(full, SEGMENT_CHUNKS_MAX);
+}
+
+/// Of a stretch that does not compress a part is tried; what comes after it compresses again.
+#[test]
+fn data_that_do_not_compress_are_tried_now_and_then() {
+    let random: Vec<_> = (0..(16 * BLOCK as u64)).map(values::noise).collect();
+    let zeros = vec![0; 16 * BLOCK];
+    let mut chunks = Chunks::new(Codec::Lz4, ObjectId([1; 16]));
+    for lba in 0..100 {
+        assert_eq!(chunks.push(lba * 16, 1, if lba < 50 { &random } else { &zeros }), 16);
+    }
+    let identity = Identity { volume: VolumeId([3; 16]), id: ObjectId([4; 16]), session: ObjectId([1; 16]) };
+    let segment = encode_segment(identity, &chunks, None);
+    let raw = segment.chunks.iter().filter(|chunk| chunk.codec == Codec::Raw).count();
+    assert_eq!(raw, 56, "chunk 56 was the next to be tried");
+    assert!(segment.chunks[56..].iter().all(|chunk| chunk.codec == Codec::Lz4));
+}
+
+/// A disk takes a segment as it lies in memory, also in memory that another one had.
+#[test]
+fn a_segment_is_aligned_in_memory() {
+    let random: Vec<_> = (0..(64 * BLOCK as u64)).map(values::noise).collect();
+    let mut chunks = Chunks::new(Codec::Lz4, ObjectId([1; 16]));
+    assert_eq!(chunks.push(0, 1, &random), 64);
+    let identity = Identity { volume: VolumeId([3; 16]), id: ObjectId([4; 16]), session: ObjectId([1; 16]) };
+    let plain = encode_segment(identity, &chunks, None).bytes;
+    for memory in [Vec::new(), Vec::with_capacity(7), vec![9; 1 << 20]] {
+        let segment = encode_segment_within(memory, identity, &chunks, None).bytes;
+        assert_eq!(segment.as_ptr().align_offset(4096), 0);
+        assert_eq!(segment, plain);
+    }
 }
 
 fn far_apart(lba: u64) -> Extent {
