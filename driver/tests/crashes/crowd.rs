@@ -75,7 +75,7 @@ async fn a_hundred_volumes_on_a_node_take_at_most_two_gib() {
     }
     let attached = memory_bytes(&node);
     // More than a dirty buffer has room for, so that each has been used in full.
-    devices.chunks(4).for_each(|some| write(some, 40));
+    devices.chunks(4).for_each(|some| write(some, 56));
     let written = memory_bytes(&node);
     let load = tokio::task::spawn_blocking(move || write(&devices, 16));
     let mut most = written;

@@ -198,6 +198,9 @@ impl Site {
             // Longer with a journal, so that more of what it has acknowledged is nowhere else.
             age: if has_journal { chance.delay(500..60_000) } else { chance.delay(50..5_000) },
             checkpoint_records: chance.among(1..12),
+            // An entry takes some 40 bytes: often so few that appends wait for checkpoints.
+            checkpoint_map_bytes: 256 << chance.among(0..8),
+            replay_map_bytes: 512 << chance.among(0..8),
             // The grace time is only the second line of defence: nothing may depend on it.
             outage: Duration::from_secs(30),
             codec: [Codec::Raw, Codec::Lz4, Codec::Zstd][chance.among(0..3) as usize],
