@@ -1,5 +1,5 @@
 //! Real loads through real crashes: fio with verification, a ledger of acknowledged blocks, and PostgreSQL, while node
-//! plugin and keeper are killed, the store goes away, and local disks are full.
+//! plugin and keeper are killed, the store goes away, local disks are full, and memory is short.
 //!
 //! These tests need root, /dev/fuse, /dev/loop-control, and Debian's packages e2fsprogs, fio, mount, postgresql and
 //! util-linux; what is missing fails them by name. They run one after the other, since they measure stalls.
@@ -17,6 +17,7 @@ mod ledger;
 mod load;
 mod outages;
 mod postgres;
+mod pressure;
 mod real_store;
 mod restores;
 #[path = "../csi/site.rs"]
