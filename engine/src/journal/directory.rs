@@ -17,6 +17,8 @@ use crate::ids::GrantId;
 
 const JOURNAL: &str = "journal";
 const LOST: &str = "lost";
+/// How long making a file may take: a few seconds on a slow disk.
+const MAKING: Duration = Duration::from_secs(60);
 
 /// Why the directory, or a file in it, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +130,14 @@ impl Journals {
             path: self.path(name),
             source: io::Error::other(error),
         };
-        let file = opened.await.map_err(failed)??;
+        let late = |_| JournalsError::Path {
+            path: self.path(name),
+            source: io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it could not be made within {MAKING:?}"),
+            ),
+        };
+        let file = tokio::time::timeout(MAKING, opened).await.map_err(late)?.map_err(failed)??;
         let journal = Journal::open(std::sync::Arc::new(file), owner, self.patience).await;
         journal.map_err(|source| JournalsError::Journal { path: self.path(name), source })
     }

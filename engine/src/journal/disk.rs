@@ -1,4 +1,8 @@
 //! Where a journal lies.
+//!
+//! A file is read past the page cache. After a sync that failed, Linux takes the pages that it could not write for clean:
+//! a successor would find in memory what is not on the disk, and its own sync would not write it, but succeed. A file
+//! system that has no such reads, as a tmpfs, survives no loss of power anyway.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -8,13 +12,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use rustix::fs::OFlags;
+
+use crate::ids::BLOCK_BYTES;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// A fixed number of bytes on a disk of the node.
 ///
 /// # Guarantees asked of an implementation
-/// - When `write` returns `Ok`, what it and all writes before it have written survives a loss of power, also what an
-///   earlier process has written.
+/// - When `write` returns `Ok`, what it has written survives a loss of power, and so does all that `read` has found
+///   before, also what an earlier process has written.
 /// - After a failure, a crash or a loss of power, of each sector that was being written any bytes may be old, new or
 ///   something else; other sectors are as they were.
 /// - One user at a time.
@@ -42,6 +51,8 @@ const FILL_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct JournalFile {
     file: Arc<File>,
+    /// The same file, past the page cache.
+    direct: Arc<File>,
     len_bytes: u64,
 }
 
@@ -67,8 +78,37 @@ impl JournalFile {
             Err(TryLockError::Error(error)) => return Err(error),
         }
         let len_bytes = file.metadata()?.len();
-        Ok(Self { file: Arc::new(file), len_bytes })
+        let mut past_the_cache = OpenOptions::new();
+        past_the_cache.read(true).custom_flags(OFlags::DIRECT.bits().cast_signed());
+        let (file, direct) = match past_the_cache.open(path) {
+            Ok(direct) => (Arc::new(file), Arc::new(direct)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let file = Arc::new(file);
+                (Arc::clone(&file), file)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { file, direct, len_bytes })
     }
+}
+
+/// Reads `len` bytes at `at` in whole blocks, into memory that is aligned to them.
+fn read_blocks(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
+    let begin = at / BLOCK_BYTES * BLOCK_BYTES;
+    let skip = (at - begin) as usize;
+    let whole = (skip + len).next_multiple_of(BLOCK);
+    let mut memory = vec![0; whole + BLOCK];
+    let start = memory.as_ptr().align_offset(BLOCK).min(BLOCK);
+    let blocks = &mut memory[start..start + whole];
+    let mut got = 0;
+    // What lies behind the file's end in its last block is not there to be read.
+    while got < skip + len {
+        match file.read_at(&mut blocks[got..], begin + got as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            more => got += more,
+        }
+    }
+    Ok(Bytes::from(memory).slice(start + skip..start + skip + len))
 }
 
 fn fill(path: &Path, len_bytes: u64) -> io::Result<()> {
@@ -98,13 +138,8 @@ impl JournalDisk for JournalFile {
     }
 
     async fn read(&self, at: u64, len: usize) -> io::Result<Bytes> {
-        let file = Arc::clone(&self.file);
-        let read = move || {
-            let mut bytes = BytesMut::zeroed(len);
-            file.read_exact_at(&mut bytes, at)?;
-            Ok(bytes.freeze())
-        };
-        tokio::task::spawn_blocking(read).await?
+        let file = Arc::clone(&self.direct);
+        tokio::task::spawn_blocking(move || read_blocks(&file, at, len)).await?
     }
 
     async fn write(&self, writes: Vec<(u64, Bytes)>) -> io::Result<()> {

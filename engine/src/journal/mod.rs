@@ -16,10 +16,8 @@
 //! - With a data key frames are encrypted as all objects are: under a key of their own, from an id used once.
 //!
 //! # Assumptions
-//! [`JournalDisk`] keeps its promises. A file keeps them as long as no sync of it fails: after a failed one Linux takes
-//! the pages for clean, and a successor that reads them from memory would take for durable what is not. That matters only
-//! if the process dies and then the power fails before the log has it. One process at a time has a journal open. The log
-//! frees entries in order, and only what it has durably.
+//! [`JournalDisk`] keeps its promises. One process at a time has a journal open. The log frees entries in order, and only
+//! what it has durably.
 //!
 //! # Crash behaviour
 //! Frames lie in a ring behind two header slots and begin at whole blocks, so that writing one never touches another. A
@@ -125,7 +123,7 @@ pub struct Owner {
 pub struct Patience {
     /// How long the oldest frame may wait for the log until flushes wait for it too.
     pub log: Duration,
-    /// How long a write to the disk may take until the journal is given up.
+    /// How long a write to the disk, or a read of it, may take until the journal is given up.
     pub disk: Duration,
 }
 

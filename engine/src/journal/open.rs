@@ -1,7 +1,9 @@
 //! Opening a journal: the header, then frame after frame until the end.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -17,26 +19,36 @@ use crate::codec::{self, CodecError, Frame};
 use crate::ids::BLOCK_BYTES;
 
 /// The part of a disk that frames lie in.
-pub(super) struct Ring<'a> {
-    pub disk: &'a dyn JournalDisk,
-    pub capacity: u64,
+struct Ring<'a> {
+    disk: &'a dyn JournalDisk,
+    capacity: u64,
+    /// How long each read may take.
+    patience: Duration,
 }
 
 impl<'a> Ring<'a> {
-    pub fn new(disk: &'a dyn JournalDisk) -> Self {
-        Self { disk, capacity: (disk.len_bytes() - FRAMES_START) / BLOCK_BYTES * BLOCK_BYTES }
+    fn new(disk: &'a dyn JournalDisk, patience: Duration) -> Self {
+        let capacity = (disk.len_bytes() - FRAMES_START) / BLOCK_BYTES * BLOCK_BYTES;
+        Self { disk, capacity, patience }
     }
 
-    async fn read(&self, position: u64, len: usize) -> std::io::Result<Bytes> {
+    async fn read(&self, position: u64, len: usize) -> io::Result<Bytes> {
         let at = position % self.capacity;
         let first = len.min((self.capacity - at) as usize);
-        let head = self.disk.read(FRAMES_START + at, first).await?;
+        let head = in_time(self.patience, self.disk.read(FRAMES_START + at, first)).await?;
         if first == len {
             return Ok(head);
         }
-        let rest = self.disk.read(FRAMES_START, len - first).await?;
+        let rest = in_time(self.patience, self.disk.read(FRAMES_START, len - first)).await?;
         Ok([head, rest].concat().into())
     }
+}
+
+/// What the disk answers, unless it takes longer than `patience`.
+async fn in_time<T>(patience: Duration, answer: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = || format!("the disk has not answered within {patience:?}");
+    let answer = tokio::time::timeout(patience, answer).await;
+    answer.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, late())))
 }
 
 impl Journal {
@@ -52,7 +64,8 @@ impl Journal {
         if disk.len_bytes() < JOURNAL_BYTES_MIN {
             return Err(JournalError::TooSmall { len_bytes: disk.len_bytes() });
         }
-        let header = match Header::decode(disk.read(0, FRAMES_START as usize).await.map_err(failed)?) {
+        let headers = in_time(patience.disk, disk.read(0, FRAMES_START as usize)).await.map_err(failed)?;
+        let header = match Header::decode(headers) {
             Found::Empty => {
                 Header { volume, grant: owner.grant, generation: 0, tail: Place::default(), freed: 0 }
             }
@@ -63,7 +76,7 @@ impl Journal {
             Found::Damaged => return Err(JournalError::Damaged { volume }),
             Found::Newer => return Err(JournalError::Newer { volume }),
         };
-        let ring = Ring::new(&*disk);
+        let ring = Ring::new(&*disk, patience.disk);
         let capacity = ring.capacity;
         let mut state = scan(&ring, &owner, header).await?;
         // What was found may so far be in the system's memory only: this makes it durable, before anybody relies on it.
@@ -73,7 +86,7 @@ impl Journal {
             state.header.generation = 1;
             writes.push(state.header.encode());
         }
-        disk.write(writes).await.map_err(failed)?;
+        in_time(patience.disk, disk.write(writes)).await.map_err(failed)?;
 
         let durable = state.last_laid().max(header.freed);
         let shared = Arc::new(Shared {

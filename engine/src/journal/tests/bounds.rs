@@ -103,6 +103,18 @@ async fn a_disk_that_fails_or_hangs_acknowledges_nothing_and_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_is_not_waited_for_at_opening() {
+    let disk = FakeDisk::new(DISK_BYTES);
+    disk.set_fault(Some(Fault::Hangs));
+    let error = Journal::open(Arc::new(disk.clone()), owner(None), Patience::default()).await.unwrap_err();
+    assert!(
+        matches!(&error, JournalError::Disk { source, .. } if source.kind() == std::io::ErrorKind::TimedOut)
+    );
+    disk.set_fault(None);
+    assert!(bound(&disk, memory(), 0).await.journal().unwrap().works());
+}
+
+#[tokio::test(start_paused = true)]
 async fn flushes_leave_a_journal_and_join_it_again_without_a_gap() {
     let disk = FakeDisk::new(DISK_BYTES);
     let buffer = bound(&disk, memory(), 0).await;
