@@ -93,6 +93,17 @@ impl Host {
         }
     }
 
+    /// Gives the creation of `volume` up, unless it has come to its end meanwhile.
+    pub async fn give_up(
+        &self,
+        pool: &Pool,
+        volume: VolumeId,
+        deadline: Instant,
+    ) -> Result<(), ControlError> {
+        let name = pool.volume_json(volume, deadline).await?.name;
+        self.settle(pool, volume, &name, deadline).await.map(|_| ())
+    }
+
     /// Finds out whether `volume` exists; if it does not, gives its creation up and frees its name.
     async fn settle(
         &self,

@@ -9,7 +9,7 @@ use crate::buffer::MemoryBuffer;
 use crate::control::ControlError;
 use crate::host::Host;
 use crate::ids::{ObjectId, VolumeId};
-use crate::pool::{Pool, layout};
+use crate::pool::{Pool, PoolError, layout};
 use crate::volume::{Limits, OpenOptions};
 
 /// Who holds the grant: always the same, so that whoever comes after a crash goes on under it.
@@ -57,7 +57,8 @@ impl Host {
 
     /// Does what a volume needs from others than its owner: removes it if it is deleted and nothing needs it; if it
     /// changed since `seen`, which an earlier call has answered, lets go of the ancestors that it names no more, and
-    /// collects its garbage unless a node has it. Answers what it has seen; none if the volume is gone.
+    /// collects its garbage unless a node has it. A creation that has not come further since is given up. Answers what it
+    /// has seen; none if the volume is gone.
     pub async fn tend(
         &self,
         pool: &Arc<Pool>,
@@ -68,10 +69,18 @@ impl Host {
     ) -> Result<Option<ObjectId>, GcError> {
         let control = match self.describe(pool, volume, deadline).await {
             Ok((_, control)) => control,
-            // Its creation goes on, or whoever repeats it cleans up.
-            Err(ControlError::NoSuchVolume { .. }) => return Ok(None),
+            Err(ControlError::NoSuchVolume { .. }) => {
+                return self.tend_unborn(pool, volume, seen, deadline).await;
+            }
             Err(error) => return Err(error.into()),
         };
+        if control.is_given_up() {
+            if seen != Some(control.last) {
+                // Whoever gave it up may have died before it removed the pins.
+                self.give_up(pool, volume, deadline).await?;
+            }
+            return Ok(Some(control.last));
+        }
         if control.dead {
             if control.snapshots.values().all(|snapshot| snapshot.deleted) {
                 self.release_bases(pool, volume, deadline).await?;
@@ -90,6 +99,33 @@ impl Host {
             return Ok(Some(control.last));
         }
         Ok(Some(self.describe(pool, volume, deadline).await?.1.last))
+    }
+
+    /// Looks after what has no first record: a creation under way or one whose creator died, or the last of a volume that
+    /// was being removed. Two looks are longer apart than any creation takes; should one be slower still, it finds that it
+    /// was given up.
+    async fn tend_unborn(
+        &self,
+        pool: &Arc<Pool>,
+        volume: VolumeId,
+        seen: Option<ObjectId>,
+        deadline: Instant,
+    ) -> Result<Option<ObjectId>, GcError> {
+        let log = match self.log(pool, volume, deadline).await {
+            // Not even a description: something that was on its way when the volume was removed.
+            Err(PoolError::NoSuchVolume { .. }) => return Ok(None),
+            log => log?,
+        };
+        if seen != Some(ObjectId::NONE) {
+            return Ok(Some(ObjectId::NONE));
+        }
+        match reclaim(pool, &self.pools, &log, deadline).await {
+            Err(GcError::Needed { .. }) => {
+                self.give_up(pool, volume, deadline).await?;
+                Ok(Some(ObjectId::NONE))
+            }
+            outcome => outcome.map(|()| None),
+        }
     }
 
     /// The next volume of which something lies in the pool, also a deleted one.

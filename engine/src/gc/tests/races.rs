@@ -10,7 +10,7 @@ use crate::gc::Collector;
 use crate::host::OpenAs;
 use crate::ids::{BLOCK_BYTES, SnapshotId};
 use crate::log::{GrantMode, Op};
-use crate::pool::{NewVolume, layout};
+use crate::pool::{NewVolume, Pool, layout};
 use crate::store::{Memory, Store};
 use crate::volume::Volume;
 
@@ -181,27 +181,83 @@ impl Source {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_clone_has_all_that_its_snapshot_had_or_is_not_made_wherever_its_maker_stands() {
-    // The calls that open the pool.
-    let idle = Gate::new(&Source::new().await.scene.store, usize::MAX, "");
-    host(idle.clone()).await;
-    let (mut made, mut refused) = (0, 0);
-    for stop_at in idle.calls().. {
-        let mut source = Source::new().await;
-        let gate = Gate::new(&source.scene.store, stop_at, "");
-        let (pool, maker) = host(gate.clone()).await;
-        let new = CreateVolume {
+impl Source {
+    /// A clone of the snapshot.
+    fn clone_in(&self, pool: &Arc<Pool>) -> CreateVolume {
+        CreateVolume {
             name: "clone".into(),
             size_bytes: BLOCKS * BLOCK_BYTES,
             source: Some(SourceSnapshot {
-                pool: Arc::clone(&pool),
-                volume: source.scene.log.volume,
-                snapshot: source.snapshot,
+                pool: Arc::clone(pool),
+                volume: self.scene.log.volume,
+                snapshot: self.snapshot,
             }),
             codec: Codec::Raw,
             parameters: Default::default(),
+        }
+    }
+}
+
+/// The calls that open the pool.
+async fn calls_to_open() -> usize {
+    let idle = Gate::new(&Source::new().await.scene.store, usize::MAX, "");
+    host(idle.clone()).await;
+    idle.calls()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pins_of_a_maker_that_died_anywhere_go_when_its_creation_stands_still() {
+    let (mut pinned, mut made) = (0, 0);
+    for stop_at in calls_to_open().await.. {
+        let source = Source::new().await;
+        let gate = Gate::new(&source.scene.store, stop_at, "");
+        let (pool, maker) = host(gate.clone()).await;
+        let new = source.clone_in(&pool);
+        let died = tokio::select! {
+            biased;
+            outcome = maker.create_volume(&pool, &new, deadline()) => {
+                outcome.unwrap();
+                false
+            }
+            () = gate.arrived.notified() => true,
         };
+        let (pool, host) = host(Arc::new(source.scene.store.clone())).await;
+        let origin = layout::pins(source.scene.log.volume);
+        let put = source.scene.keys(&origin).await.len();
+        let mut clone = host.volume_after(&pool, None, deadline()).await.unwrap();
+        if clone == Some(source.scene.log.volume) {
+            clone = host.volume_after(&pool, clone, deadline()).await.unwrap();
+        }
+        if let Some(clone) = clone {
+            let look = |seen| host.tend(&pool, clone, seen, source.scene.limits.clone(), deadline());
+            let mut seen = look(None).await.unwrap();
+            let exists =
+                host.describe(&pool, clone, deadline()).await.is_ok_and(|(_, control)| !control.dead);
+            assert_eq!(source.scene.keys(&origin).await.len(), put, "it may be under way: call {stop_at}");
+            for _ in 0..3 {
+                seen = look(seen).await.unwrap();
+            }
+            let named = pool.volume_named("clone", deadline()).await.unwrap();
+            let left = source.scene.keys(&origin).await.len();
+            assert_eq!((named.is_some(), left), (exists, usize::from(exists)), "call {stop_at}");
+            made += usize::from(exists);
+        }
+        pinned += put;
+        if !died {
+            break;
+        }
+    }
+    assert!(pinned > 3 && made >= 1, "{pinned} pinned, {made} made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_has_all_that_its_snapshot_had_or_is_not_made_wherever_its_maker_stands() {
+    let (mut made, mut refused) = (0, 0);
+    for stop_at in calls_to_open().await.. {
+        let mut source = Source::new().await;
+        let gate = Gate::new(&source.scene.store, stop_at, "");
+        let (pool, maker) = host(gate.clone()).await;
+        let new = source.clone_in(&pool);
         let making = tokio::spawn(async move { maker.create_volume(&pool, &new, deadline()).await });
         let arrived = tokio::select! {
             () = gate.arrived.notified() => true,
