@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use holdfast_engine::archive::{ArchiveRun, PointSource, Progress, archive, expire};
 use holdfast_engine::control::{ControlError, CreateVolume, SourceSnapshot};
-use holdfast_engine::ids::{Handle, SnapshotId, VolumeId};
+use holdfast_engine::ids::{Handle, ObjectId, SnapshotId, VolumeId};
 use holdfast_engine::pool::PoolError;
 use holdfast_engine::volume::Limits;
 use tokio::sync::watch;
@@ -261,11 +261,13 @@ pub async fn archive_cut(
 async fn tend(site: &Site, visitor: &Visitor) -> Result<(), String> {
     let limits = Limits { grace: Duration::ZERO, ..Limits::default() };
     let Visitor { host, pool, target } = visitor;
-    let tended = host.tend(pool, site.volume, None, limits.clone(), deadline()).await;
+    // Another look came before this one: a creation under way that has not come further is given up.
+    let seen = Some(ObjectId::NONE);
+    let tended = host.tend(pool, site.volume, seen, limits.clone(), deadline()).await;
     tended.map_err(|error| error.to_string())?;
     let archive = target.volume_named(&archive_name(site), deadline()).await;
     if let Some(archive) = archive.map_err(|error| error.to_string())? {
-        host.tend(target, archive, None, limits, deadline()).await.map_err(|error| error.to_string())?;
+        host.tend(target, archive, seen, limits, deadline()).await.map_err(|error| error.to_string())?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_engine::archive::list_points;
 use holdfast_engine::control::{ControlError, describe, publish};
 use holdfast_engine::gc::Collector;
-use holdfast_engine::ids::{BLOCK_BYTES, SnapshotId, VolumeId};
+use holdfast_engine::ids::{BLOCK_BYTES, ObjectId, SnapshotId, VolumeId};
 use holdfast_engine::log::{GrantMode, Log};
 use holdfast_engine::pool::Pool;
 use holdfast_engine::snapshot;
@@ -264,7 +264,9 @@ impl End<'_> {
     async fn tend_all(&self, visitor: &Visitor) -> Result<(), String> {
         for (bucket, pool) in [(Bucket::Pool, &visitor.pool), (Bucket::Target, &visitor.target)] {
             for volume in self.estate.site.world.volumes(bucket) {
-                let tended = visitor.host.tend(pool, volume, None, Limits::default(), deadline()).await;
+                // Nobody creates any more: what has no first record has had none for long.
+                let seen = Some(ObjectId::NONE);
+                let tended = visitor.host.tend(pool, volume, seen, Limits::default(), deadline()).await;
                 tended.map_err(at("tend"))?;
             }
         }
