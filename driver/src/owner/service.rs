@@ -5,12 +5,12 @@ use std::sync::Arc;
 use holdfast_csi_proto::node::owner_server::Owner;
 use holdfast_csi_proto::node::{
     ApplyParametersRequest, ApplyParametersResponse, CutRequest, CutResponse, DeleteSnapshotRequest,
-    DeleteSnapshotResponse, FreezeRequest, FreezeResponse, HydrationProgressRequest,
-    HydrationProgressResponse, Owned, ResizeRequest, ResizeResponse, ThawRequest, ThawResponse,
+    DeleteSnapshotResponse, FreezeRequest, FreezeResponse, Owned, ResizeRequest, ResizeResponse, ThawRequest,
+    ThawResponse,
 };
 use holdfast_engine::ids::{ObjectId, SnapshotId};
 use holdfast_engine::log::Op;
-use holdfast_engine::volume::{Hydration, Volume};
+use holdfast_engine::volume::Volume;
 use tonic::{Request, Response, Status};
 
 use crate::handles::VolumeHandle;
@@ -152,21 +152,5 @@ impl Owner for OwnerService {
             None => false,
         };
         Ok(Response::new(ThawResponse { held }))
-    }
-
-    async fn hydration_progress(
-        &self,
-        request: Request<HydrationProgressRequest>,
-    ) -> Result<Response<HydrationProgressResponse>, Status> {
-        let volume = self.find(request.get_ref().owned.as_ref())?;
-        let Hydration { hydrated_bytes, total_bytes, done } = volume.hydration();
-        if !done && total_bytes == 0 {
-            let reason = format!("what volume {} needs of its archive is being looked up", volume.handle);
-            return Err(Status::unavailable(reason));
-        }
-        Ok(Response::new(HydrationProgressResponse {
-            remaining_bytes: if done { 0 } else { total_bytes.saturating_sub(hydrated_bytes) },
-            total_bytes,
-        }))
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use holdfast_csi_proto::node::owner_server::Owner;
 use holdfast_csi_proto::node::{
     ApplyParametersRequest, ApplyParametersResponse, CutRequest, CutResponse, DeleteSnapshotRequest,
-    DeleteSnapshotResponse, FreezeRequest, FreezeResponse, HydrationProgressRequest,
-    HydrationProgressResponse, ResizeRequest, ResizeResponse, ThawRequest, ThawResponse,
+    DeleteSnapshotResponse, FreezeRequest, FreezeResponse, ResizeRequest, ResizeResponse, ThawRequest,
+    ThawResponse,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -53,13 +53,6 @@ impl Owner for Growing {
     }
 
     async fn thaw(&self, _: Request<ThawRequest>) -> Result<Response<ThawResponse>, Status> {
-        Err(Status::unimplemented("not asked for here"))
-    }
-
-    async fn hydration_progress(
-        &self,
-        _: Request<HydrationProgressRequest>,
-    ) -> Result<Response<HydrationProgressResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 }
