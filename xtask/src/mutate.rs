@@ -164,3 +164,21 @@ fn outcome(mutation: &Mutation, copy: &Path) -> Result<Outcome> {
     assert!(taken_out.status.success(), "what was applied can be taken out: {}", taken_out.stderr);
     Ok(outcome)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who changes a rule changes the mutation that leaves it out.
+    #[test]
+    fn every_mutation_fits_the_tree_and_names_its_test() {
+        let mutations = mutations().expect("they can be read");
+        assert!(mutations.len() > 20);
+        for Mutation { name, path, test, .. } in &mutations {
+            assert!(!test.build.is_empty(), "{name} names no test");
+            let git = Cmd::new("git").args(["apply", "--check"]).arg(path).dir(repository());
+            let applied = git.output().expect("git runs");
+            assert!(applied.status.success(), "{name} does not fit: {}", applied.stderr);
+        }
+    }
+}
