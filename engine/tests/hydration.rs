@@ -109,7 +109,7 @@ impl Scene {
     }
 
     async fn open(&self, pool: &Arc<Pool>, volume: VolumeId, grant: GrantId) -> Volume {
-        let buffer = Arc::new(MemoryBuffer::new(32 << 20));
+        let buffer = Arc::new(MemoryBuffer::new(48 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
         self.host.open(pool, volume, open, deadline()).await.unwrap()
     }

@@ -79,7 +79,7 @@ impl Scene {
     async fn open_on(&self, host: &Host, volume: VolumeId) -> Result<Volume, HostError> {
         let log = self.host.log(&self.pool, volume, deadline()).await.unwrap();
         let grant = publish(&log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
-        let buffer = Arc::new(MemoryBuffer::new(32 << 20));
+        let buffer = Arc::new(MemoryBuffer::new(48 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
         host.open(&self.pool, volume, open, deadline()).await
     }

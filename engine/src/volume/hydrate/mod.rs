@@ -1,6 +1,6 @@
 //! Hydration: copying what a restored volume still reads from an archive into its own pool, behind the user's back.
 //!
-//! Steps of a segment each are read, put and committed, several at once, as far as the [`Pace`] lets them. What the
+//! Steps of a third of a segment are read, put and committed, several at once, as far as the [`Pace`] lets them. What the
 //! volume's user has just read comes first, with what lies around it; then the rest, in ascending order ([`order`]).
 //!
 //! # Guarantees
@@ -130,7 +130,7 @@ async fn pass(
         return Ok(true);
     }
     let stopped = Arc::new(AtomicBool::new(false));
-    let order = Order::new(view, task.foreign.clone(), volume.limits().segment_bytes / 2);
+    let order = Order::new(view, task.foreign.clone(), volume.limits().segment_bytes / 3);
     let steps = Steps::new(volume.clone(), order, Arc::clone(&task.pace), Arc::clone(&stopped));
     let planned = stream::unfold(steps, |mut steps| async { Some((steps.next().await?, steps)) });
     let copied = planned.map(|step| async { step?.copy().await });
