@@ -154,3 +154,31 @@ impl JournalDisk for JournalFile {
         tokio::task::spawn_blocking(write).await?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{fcntl_getfl, statfs};
+
+    use super::*;
+
+    const LEN_BYTES: u64 = (64 << 10) + 100;
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+    #[tokio::test]
+    async fn a_file_is_read_past_the_page_cache_at_any_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        JournalFile::create(&path, LEN_BYTES).unwrap();
+        let file = JournalFile::open(&path).unwrap();
+        let is_direct = fcntl_getfl(&*file.direct).unwrap().contains(OFlags::DIRECT);
+        assert!(is_direct || statfs(dir.path()).unwrap().f_type as i64 == TMPFS_MAGIC);
+        let bytes: Vec<u8> = (0..LEN_BYTES).map(|n| (n % 251) as u8).collect();
+        file.write(vec![(0, bytes.clone().into())]).await.unwrap();
+        let end = LEN_BYTES as usize;
+        for range in [0..4096, 1..2, 4095..8193, 5000..30_000, end - 101..end] {
+            let read = file.read(range.start as u64, range.len()).await.unwrap();
+            assert!(read == bytes[range.clone()], "{range:?}");
+        }
+        assert!(file.read(LEN_BYTES, 1).await.is_err());
+    }
+}

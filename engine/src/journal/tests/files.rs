@@ -88,33 +88,3 @@ async fn a_directory_that_cannot_be_made_is_named() {
     let error = Journals::new(dir.path().join("journals"), DISK_BYTES, Patience::default()).unwrap_err();
     assert!(error.to_string().contains("journals"), "{error}");
 }
-
-/// So a successor finds what is on the disk, also after a sync that failed.
-#[tokio::test]
-async fn a_file_is_read_past_the_page_cache() {
-    use std::io::IoSliceMut;
-
-    use rustix::fs::{Advice, fadvise, statfs};
-    use rustix::io::{Errno, ReadWriteFlags, preadv2};
-
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("journal");
-    JournalFile::create(&path, DISK_BYTES + 100).unwrap();
-    let file = JournalFile::open(&path).unwrap();
-    let bytes: Vec<u8> = (0..DISK_BYTES + 100).map(|n| (n % 251) as u8).collect();
-    file.write(vec![(0, bytes.clone().into())]).await.unwrap();
-    let cached = std::fs::File::open(&path).unwrap();
-    fadvise(&cached, 0, None, Advice::DontNeed).unwrap();
-    for range in [0..4096, 1..2, 4095..8193, 5000..30_000, DISK_BYTES as usize - 1..DISK_BYTES as usize + 100]
-    {
-        let read = file.read(range.start as u64, range.len()).await.unwrap();
-        assert!(read == bytes[range.clone()], "{range:?}");
-    }
-    assert!(file.read(DISK_BYTES + 100, 1).await.is_err());
-    if statfs(dir.path()).unwrap().f_type as i64 != TMPFS_MAGIC {
-        let mut byte = [0];
-        let found = preadv2(&cached, &mut [IoSliceMut::new(&mut byte)], 5000, ReadWriteFlags::NOWAIT);
-        assert_eq!(found, Err(Errno::AGAIN), "it lies in the page cache now");
-    }
-}
