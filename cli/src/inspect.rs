@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use holdfast_engine::codec::{self, CodecError, DataKey, ObjectKind, ObjectName};
 use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
+use holdfast_engine::map::{Extent, PackPlace};
 use holdfast_engine::pool::{Access, layout};
 use holdfast_engine::store::{StoreError, retry};
 use serde::Serialize;
@@ -68,6 +69,14 @@ struct Shown {
     content: serde_json::Value,
 }
 
+/// A page of a pack.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PackedPage {
+    place: PackPlace,
+    extents: Vec<Extent>,
+}
+
 /// Does it.
 pub async fn run(reach: &Reach, format: Format, args: Args) -> Result<(), CliError> {
     let Args { key, pool } = args;
@@ -117,7 +126,7 @@ fn decode(
     Ok((kind.to_string(), content))
 }
 
-/// Three kinds of object lie below `map/`; each says which it is.
+/// Four kinds of object lie below `map/`; each says which it is.
 fn map_object(
     bytes: &Bytes,
     volume: VolumeId,
@@ -127,6 +136,12 @@ fn map_object(
     let is = |kind: ObjectKind| bytes.starts_with(kind.magic());
     if is(ObjectKind::Page) {
         Ok((ObjectKind::Page, value(codec::decode_page(bytes, volume, id, key)?)?))
+    } else if is(ObjectKind::Pack) {
+        let pages = codec::decode_pack(bytes, volume, id, key)?.into_iter().map(|place| {
+            let stored = bytes.slice(place.range().start as usize..place.range().end as usize);
+            Ok(PackedPage { place, extents: codec::decode_packed_page(stored, volume, id, place, key)? })
+        });
+        Ok((ObjectKind::Pack, value(pages.collect::<Result<Vec<_>, CodecError>>()?)?))
     } else if is(ObjectKind::Index) {
         Ok((ObjectKind::Index, value(codec::decode_index(bytes, volume, id, key)?)?))
     } else if is(ObjectKind::SnapshotMap) {

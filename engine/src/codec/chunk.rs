@@ -247,7 +247,7 @@ impl Chunks {
     pub(super) fn write(&self, object: &mut ObjectWriter) -> Vec<ChunkEntry> {
         let mut entries = Vec::with_capacity(self.pending.len());
         for chunk in &self.pending {
-            let (stored_offset, stored_len) = object.chunk(&chunk.payload);
+            let (stored_offset, stored_len) = object.part(&chunk.payload);
             entries.push(ChunkEntry {
                 lba: chunk.lba,
                 blocks: chunk.blocks,

@@ -27,6 +27,8 @@ pub enum ObjectKind {
     Root,
     /// `volumes/VOL/map/ID`: sorted extents.
     Page,
+    /// `volumes/VOL/map/ID`: several pages.
+    Pack,
     /// `volumes/VOL/map/ID`: sorted pages.
     Index,
     /// `volumes/VOL/map/ID`: the map of a snapshot.
@@ -36,8 +38,16 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
-    const ALL: [Self; 7] =
-        [Self::Segment, Self::Record, Self::Root, Self::Page, Self::Index, Self::SnapshotMap, Self::Journal];
+    const ALL: [Self; 8] = [
+        Self::Segment,
+        Self::Record,
+        Self::Root,
+        Self::Page,
+        Self::Pack,
+        Self::Index,
+        Self::SnapshotMap,
+        Self::Journal,
+    ];
 
     /// The eight bytes that an object of this kind begins with.
     pub fn magic(self) -> &'static [u8; 8] {
@@ -46,6 +56,7 @@ impl ObjectKind {
             Self::Record => b"HOLDREC1",
             Self::Root => b"HOLDROOT",
             Self::Page => b"HOLDPAGE",
+            Self::Pack => b"HOLDPACK",
             Self::Index => b"HOLDINDX",
             Self::SnapshotMap => b"HOLDSMAP",
             Self::Journal => b"HOLDJRNL",
@@ -60,6 +71,7 @@ impl fmt::Display for ObjectKind {
             Self::Record => "record",
             Self::Root => "root",
             Self::Page => "map page",
+            Self::Pack => "pack of map pages",
             Self::Index => "index page",
             Self::SnapshotMap => "snapshot map",
             Self::Journal => "journal frame",
@@ -194,7 +206,7 @@ fn checksum(envelope: &[u8; ENVELOPE_BYTES]) -> u32 {
     crc_fast::crc32_iscsi(&envelope[..ENVELOPE_BYTES - 4])
 }
 
-/// An object being written: envelope and body are there, chunks may follow.
+/// An object being written: envelope and body are there, chunks or pages may follow.
 #[derive(Debug)]
 pub(super) struct ObjectWriter {
     bytes: Vec<u8>,
@@ -214,7 +226,7 @@ pub(super) struct Body {
 }
 
 impl ObjectWriter {
-    /// Writes the envelope and the sealed body. `data_bytes` of sealed chunks will follow. Callers have checked their
+    /// Writes the envelope and the sealed body. `data_bytes` of sealed parts will follow. Callers have checked their
     /// own limits, which are far below 4 GiB.
     pub(super) fn new(
         kind: ObjectKind,
@@ -270,8 +282,14 @@ impl ObjectWriter {
         Self { bytes, start, sealer }
     }
 
-    /// Appends a chunk and seals it; returns where it lies and how long it is. An object is far below 4 GiB.
-    pub(super) fn chunk(&mut self, payload: &[u8]) -> (u32, u32) {
+    /// Appends zeros until the object's next multiple of `unit`.
+    pub(super) fn align(&mut self, unit: usize) {
+        let len = self.bytes.len() - self.start;
+        self.bytes.resize(self.start + len.next_multiple_of(unit), 0);
+    }
+
+    /// Appends a part and seals it; returns where it lies and how long it is. An object is far below 4 GiB.
+    pub(super) fn part(&mut self, payload: &[u8]) -> (u32, u32) {
         let from = self.bytes.len() - self.start;
         self.bytes.extend_from_slice(payload);
         self.sealer.seal(&mut self.bytes, self.start, from, None);

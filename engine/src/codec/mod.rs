@@ -1,8 +1,8 @@
 //! The bytes of every object, as `docs/format.md` describes them: pure functions between values and bytes.
 //!
 //! An encoded object is an [`Envelope`] of 72 bytes, a sealed *body*, and, in segments and in records that carry data,
-//! sealed *chunks*. Sealing encrypts and authenticates under a key of the object's own, derived from the
-//! volume's data key; in a pool without encryption it adds a checksum.
+//! sealed *chunks*; in packs, sealed pages. Sealing encrypts and authenticates under a key of the object's own, derived
+//! from the volume's data key; in a pool without encryption it adds a checksum.
 //!
 //! # Guarantees
 //! - What a decoder returns is what the encoder was given: a flipped bit, a truncated or exchanged object, a chunk read
@@ -23,6 +23,7 @@ mod error;
 mod journal;
 mod key;
 mod names;
+mod pack;
 mod page;
 mod record;
 mod root;
@@ -35,7 +36,10 @@ pub use envelope::{ENVELOPE_BYTES, Envelope, Identity, ObjectKind};
 pub use error::{CodecError, ObjectName};
 pub use journal::{Frame, decode_frame, encode_frame, entry_bytes, frame_bytes};
 pub use key::{DataKey, KEY_BYTES, KeyError, MasterKey, UserKey, WrappedKey};
-pub use page::{decode_index, decode_page, encode_index, encode_page, page_capacity};
+pub use pack::{decode_pack, decode_packed_page, fits_pack};
+pub use page::{
+    EncodedPage, EncodedPages, decode_index, decode_page, encode_index, encode_pages, page_capacity,
+};
 pub use record::{DecodedRecord, EncodedRecord, decode_record, encode_record};
 pub use root::{decode_root, decode_snapshot_map, encode_root, encode_snapshot_map};
 use seal::Sealer;
@@ -65,6 +69,12 @@ pub const RECORD_MOVES_MAX: usize = 16_384;
 /// Bytes of a map page's body before compression. How many extents that is depends on how many segments they name:
 /// [`page_capacity`] tells.
 pub const PAGE_BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Pages of the largest pack.
+pub const PACK_PAGES_MAX: usize = 64;
+
+/// Bytes of the largest pack.
+pub const PACK_BYTES_MAX: usize = 2 << 20;
 
 /// Pages that one index page lists.
 pub const INDEX_PAGES_MAX: usize = 1024;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use bytes::BufMut;
 
 use super::chunk::decode_codec;
+use super::pack::{decode_place, encode_place};
 use super::wire::{Reader, put_count};
 use super::{CodecError, ObjectName};
 use crate::ids::{CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, VolumeId};
@@ -18,6 +19,11 @@ const LOCATION_BYTES: usize = 12;
 pub(super) const EXTENT_BYTES: usize = 12 + LOCATION_BYTES;
 pub(super) const MOVE_BYTES: usize = EXTENT_BYTES + LOCATION_BYTES;
 pub(super) const PAGE_REF_BYTES: usize = 40;
+
+/// Bits of a page reference that count its extents, or the pages of an index; those above tell how many pages its pack
+/// has. No page has room for as many extents.
+const EXTENTS_BITS: u32 = 12;
+const EXTENTS_MAX: u32 = (1 << EXTENTS_BITS) - 1;
 
 /// The segment index of a hole; so a body names at most 65,535 segments.
 const HOLE: u16 = u16::MAX;
@@ -151,14 +157,21 @@ impl NamesWriter {
     pub(super) fn put_pages(&mut self, out: &mut Vec<u8>, pages: &[PageRef]) -> Result<(), CodecError> {
         out.reserve(pages.len() * PAGE_REF_BYTES);
         let mut end = 0;
-        for &PageRef { first_lba, end_lba, volume, id, extents } in pages {
+        for &PageRef { first_lba, end_lba, volume, id, place, extents } in pages {
             end = end_of_page(end, first_lba, end_lba).ok_or_else(|| self.malformed(UNSORTED_PAGES))?;
+            if extents > EXTENTS_MAX {
+                let limit = EXTENTS_MAX as usize;
+                return Err(CodecError::TooLarge { object: self.object, what: "extents of a page", limit });
+            }
+            let place = place.map(|place| encode_place(self.object, place)).transpose()?;
+            let (fours, len, at) = place.unwrap_or_default();
             out.put_u64_le(first_lba);
             out.put_u64_le(end_lba);
             out.put_slice(&id.0);
-            out.put_u32_le(extents);
+            out.put_u16_le(extents as u16 | fours << EXTENTS_BITS);
+            out.put_u16_le(len);
             out.put_u16_le(self.volume(volume)?);
-            out.put_u16_le(0);
+            out.put_u16_le(at);
         }
         Ok(())
     }
@@ -167,7 +180,7 @@ impl NamesWriter {
     pub(super) fn put_indexes(&mut self, out: &mut Vec<u8>, indexes: &[IndexRef]) -> Result<(), CodecError> {
         let to_page = |index: &IndexRef| {
             let IndexRef { first_lba, end_lba, volume, id, pages } = *index;
-            PageRef { first_lba, end_lba, volume, id, extents: pages }
+            PageRef { first_lba, end_lba, volume, id, place: None, extents: pages }
         };
         self.put_pages(out, &indexes.iter().map(to_page).collect::<Vec<_>>())
     }
@@ -288,21 +301,25 @@ impl Names {
         let mut end = 0;
         while !reader.is_empty() {
             let (first_lba, end_lba) = (reader.u64()?, reader.u64()?);
-            let (id, extents) = (ObjectId(reader.array()?), reader.u32()?);
-            let volume = self.volume(reader)?;
-            reader.zero::<2>()?;
+            let (id, counts, len) = (ObjectId(reader.array()?), reader.u16()?, reader.u16()?);
+            let (volume, at) = (self.volume(reader)?, reader.u16()?);
+            let place = decode_place(reader, counts >> EXTENTS_BITS, len, at)?;
+            let extents = u32::from(counts) & EXTENTS_MAX;
             end = end_of_page(end, first_lba, end_lba).ok_or_else(|| reader.malformed(UNSORTED_PAGES))?;
-            pages.push(PageRef { first_lba, end_lba, volume, id, extents });
+            pages.push(PageRef { first_lba, end_lba, volume, id, place, extents });
         }
         Ok(pages)
     }
 
     /// All of `reader`: index pages of one run.
     pub(super) fn indexes(&self, reader: &mut Reader<'_>) -> Result<Vec<IndexRef>, CodecError> {
-        let to_index = |page: PageRef| {
-            let PageRef { first_lba, end_lba, volume, id, extents } = page;
-            IndexRef { first_lba, end_lba, volume, id, pages: extents }
+        let pages = self.pages(reader)?;
+        let to_index = |page: PageRef| match page {
+            PageRef { first_lba, end_lba, volume, id, place: None, extents } => {
+                Ok(IndexRef { first_lba, end_lba, volume, id, pages: extents })
+            }
+            PageRef { place: Some(_), .. } => Err(reader.newer("an index in a pack".into())),
         };
-        Ok(self.pages(reader)?.into_iter().map(to_index).collect())
+        pages.into_iter().map(to_index).collect()
     }
 }

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 
-use super::{Access, LoadedPage, MapError, PageRef, SegmentTable};
-use crate::ids::ObjectId;
+use super::{Access, LoadedPage, MapError, MapPart, PageLimits, PageRef, SegmentTable};
 
-/// An object of the map, loaded. Cheap to clone.
+/// A page or an index, loaded. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) enum Loaded {
     Page(Arc<LoadedPage>),
@@ -27,34 +26,42 @@ impl Loaded {
 
 type Load = Shared<BoxFuture<'static, Result<Loaded, MapError>>>;
 
-/// Pages and indexes by id, the least recently used dropped first.
+/// Pages and indexes, the least recently used dropped first.
 ///
 /// # Guarantees
 /// - It holds no more than its limit in bytes, and the names of the segments that its pages mention, once each.
-/// - An object is loaded once however many wait for it; if all of them go away, so does the load.
+/// - Each is loaded once however many wait for it; if all of them go away, so does the load.
 /// - It is never stale: ids are random, and objects never change.
 #[derive(Debug)]
 pub struct PageCache {
     limit_bytes: usize,
+    /// Of the objects that volumes with this cache write.
+    pub(super) limits: PageLimits,
     pub(super) segments: SegmentTable,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    held: BTreeMap<ObjectId, (u64, Loaded)>,
+    held: BTreeMap<MapPart, (u64, Loaded)>,
     /// The same by last use.
-    by_use: BTreeMap<u64, ObjectId>,
+    by_use: BTreeMap<u64, MapPart>,
     uses: u64,
     bytes: usize,
-    loading: BTreeMap<ObjectId, WeakShared<BoxFuture<'static, Result<Loaded, MapError>>>>,
+    loading: BTreeMap<MapPart, WeakShared<BoxFuture<'static, Result<Loaded, MapError>>>>,
 }
 
 impl PageCache {
     /// A cache of at most `limit_bytes`.
     pub fn new(limit_bytes: usize) -> Arc<Self> {
+        Self::for_pages(PageLimits::default(), limit_bytes)
+    }
+
+    /// A cache of at most `limit_bytes`, for volumes that write objects within `limits`: small ones, so that the maps
+    /// of small volumes have many.
+    pub fn for_pages(limits: PageLimits, limit_bytes: usize) -> Arc<Self> {
         let (segments, state) = (SegmentTable::default(), Mutex::default());
-        Arc::new(Self { limit_bytes, segments, state })
+        Arc::new(Self { limit_bytes, limits, segments, state })
     }
 
     /// Bytes held.
@@ -62,28 +69,28 @@ impl PageCache {
         self.state().bytes
     }
 
-    /// The object `id`: held, or being loaded already, or loaded by `load`.
+    /// The page or index `part`: held, or being loaded already, or loaded by `load`.
     pub(super) async fn get(
         &self,
-        id: ObjectId,
+        part: MapPart,
         access: Access,
         load: impl FnOnce() -> BoxFuture<'static, Result<Loaded, MapError>>,
     ) -> Result<Loaded, MapError> {
         let loading = {
             let mut state = self.state();
-            if let Some(held) = state.touch(id) {
+            if let Some(held) = state.touch(part) {
                 return Ok(held);
             }
-            match state.loading.get(&id).and_then(WeakShared::upgrade) {
+            match state.loading.get(&part).and_then(WeakShared::upgrade) {
                 Some(loading) => loading,
-                None => state.begin(id, load().shared()),
+                None => state.begin(part, load().shared()),
             }
         };
         let loaded = loading.await;
         let mut state = self.state();
-        state.loading.remove(&id);
+        state.loading.remove(&part);
         if let (Access::Lookup, Ok(loaded)) = (access, &loaded) {
-            state.hold(id, loaded.clone(), self.limit_bytes);
+            state.hold(part, loaded.clone(), self.limit_bytes);
         }
         loaded
     }
@@ -95,31 +102,31 @@ impl PageCache {
 }
 
 impl State {
-    fn touch(&mut self, id: ObjectId) -> Option<Loaded> {
-        let (used, held) = self.held.get_mut(&id)?;
+    fn touch(&mut self, part: MapPart) -> Option<Loaded> {
+        let (used, held) = self.held.get_mut(&part)?;
         self.uses += 1;
         self.by_use.remove(used);
-        self.by_use.insert(self.uses, id);
+        self.by_use.insert(self.uses, part);
         *used = self.uses;
         Some(held.clone())
     }
 
-    fn begin(&mut self, id: ObjectId, load: Load) -> Load {
+    fn begin(&mut self, part: MapPart, load: Load) -> Load {
         // Loads that nobody waits for any more leave their entry behind.
         self.loading.retain(|_, loading| loading.upgrade().is_some());
         // Not yet polled to its end, so it can be downgraded.
-        self.loading.extend(load.downgrade().map(|weak| (id, weak)));
+        self.loading.extend(load.downgrade().map(|weak| (part, weak)));
         load
     }
 
-    fn hold(&mut self, id: ObjectId, loaded: Loaded, limit_bytes: usize) {
-        if self.touch(id).is_some() {
+    fn hold(&mut self, part: MapPart, loaded: Loaded, limit_bytes: usize) {
+        if self.touch(part).is_some() {
             return;
         }
         self.uses += 1;
         self.bytes += loaded.bytes();
-        self.by_use.insert(self.uses, id);
-        self.held.insert(id, (self.uses, loaded));
+        self.by_use.insert(self.uses, part);
+        self.held.insert(part, (self.uses, loaded));
         while self.bytes > limit_bytes
             && let Some((_, oldest)) = self.by_use.pop_first()
         {
@@ -138,9 +145,10 @@ mod tests {
 
     use super::super::testing::extent;
     use super::*;
+    use crate::ids::ObjectId;
 
-    fn id(number: u8) -> ObjectId {
-        ObjectId([number; 16])
+    fn part(number: u8) -> MapPart {
+        MapPart { id: ObjectId([1; 16]), offset: 32 * u32::from(number) }
     }
 
     /// A page of 100 extents, 1.6 kB.
@@ -158,7 +166,7 @@ mod tests {
             loads.fetch_add(1, Ordering::Relaxed);
             async { page() }.boxed()
         };
-        cache.get(id(number), access, load).await.unwrap();
+        cache.get(part(number), access, load).await.unwrap();
     }
 
     #[tokio::test]
@@ -172,9 +180,9 @@ mod tests {
             }
             .boxed()
         };
-        let first = cache.get(id(1), Access::Lookup, load);
+        let first = cache.get(part(1), Access::Lookup, load);
         let never = || unreachable!("it is being loaded already");
-        let others = (0..10).map(|_| cache.get(id(1), Access::Lookup, never));
+        let others = (0..10).map(|_| cache.get(part(1), Access::Lookup, never));
         let all = futures::future::join(first, futures::future::join_all(others));
         let (_, (first, others)) = tokio::join!(async { go.send(()) }, all);
         assert!(first.is_ok() && others.iter().all(Result::is_ok));
@@ -191,10 +199,10 @@ mod tests {
             }
             .boxed()
         };
-        let mut first = Box::pin(cache.get(id(1), Access::Lookup, load));
+        let mut first = Box::pin(cache.get(part(1), Access::Lookup, load));
         assert!(first.as_mut().now_or_never().is_none());
         let never = || unreachable!("it is being loaded already");
-        let mut second = Box::pin(cache.get(id(1), Access::Lookup, never));
+        let mut second = Box::pin(cache.get(part(1), Access::Lookup, never));
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
         go.send(()).unwrap();
@@ -204,8 +212,8 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_not_remembered() {
         let cache = PageCache::new(1 << 20);
-        assert!(cache.get(id(1), Access::Lookup, || async { failed() }.boxed()).await.is_err());
-        assert!(cache.get(id(1), Access::Lookup, || async { page() }.boxed()).await.is_ok());
+        assert!(cache.get(part(1), Access::Lookup, || async { failed() }.boxed()).await.is_err());
+        assert!(cache.get(part(1), Access::Lookup, || async { page() }.boxed()).await.is_ok());
     }
 
     #[tokio::test]

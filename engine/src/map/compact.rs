@@ -11,9 +11,8 @@
 //! dropped without being read. The oldest run needs no holes.
 //!
 //! # Guarantees
-//! Inputs never change: a step yields a new [`StoredMap`] that says the same. What the map no longer needs is listed;
-//! snapshots and pins may still need it, so deleting is the collector's decision. Objects of ancestors are superseded
-//! like any other.
+//! Inputs never change: a step yields a new [`StoredMap`] that says the same. What no map needs any more the collector
+//! finds out.
 //!
 //! # Crash behaviour
 //! New pages that no root names are garbage of this session. How far a merge came is remembered by [`Compactor`]
@@ -25,17 +24,7 @@ use std::sync::Arc;
 
 use super::cursor::{LayerCursor, MapCursor, Reading, RunCursor};
 use super::run::{RunWriter, splice};
-use super::{MapError, MapObject, PageSource, RunRef, StoredMap};
-use crate::ids::ObjectId;
-
-/// The result of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Compaction {
-    /// The map: says what it said before.
-    pub map: StoredMap,
-    /// What this map names no more.
-    pub superseded: Vec<MapObject>,
-}
+use super::{MapError, MapPart, PageSource, RunRef, StoredMap};
 
 /// Merges runs; remembers how far unfinished merges came.
 #[derive(Debug, Clone, Default)]
@@ -60,17 +49,16 @@ impl Compactor {
         self.unfinished.entry(0).or_insert(0);
     }
 
-    /// Merges what is worth it, reading and writing about `budget_pages` pages at most. None if there is nothing to
-    /// do.
+    /// Merges what is worth it, reading and writing about `budget_pages` pages at most. Answers the map, which says what
+    /// it said before; none if there is nothing to do.
     pub async fn step(
         &mut self,
         source: &Arc<dyn PageSource>,
         stored: &StoredMap,
         budget_pages: usize,
-    ) -> Result<Option<Compaction>, MapError> {
+    ) -> Result<Option<StoredMap>, MapError> {
         let mut unfinished = self.unfinished.clone();
         let mut runs = stored.runs.clone();
-        let mut superseded = Vec::new();
         let mut left = budget_pages;
         while left > 0
             && let Some(target) = next_target(&runs, &unfinished, left)
@@ -83,7 +71,7 @@ impl Compactor {
                 oldest: older == 0,
                 budget: left,
             };
-            let merged = merge.run(&mut superseded).await?;
+            let merged = merge.run().await?;
             left = left.saturating_sub(merged.pages.max(1));
             // What stands above the target is numbered anew if a run vanished.
             let grew_shorter = merged.newer.len() < target || merged.target.is_none();
@@ -97,7 +85,7 @@ impl Compactor {
         if runs == stored.runs {
             return Ok(None);
         }
-        Ok(Some(Compaction { map: StoredMap { runs, origins: stored.origins.clone() }, superseded }))
+        Ok(Some(StoredMap { runs, origins: stored.origins.clone() }))
     }
 }
 
@@ -113,7 +101,7 @@ pub(super) async fn merge_neighbours(
     let reading = Reading::sequential(source.clone());
     let merge = Merge { reading, group: &group, from: 0, oldest, budget: usize::MAX };
     // Without a budget nothing is left of the newer one.
-    Ok(merge.run(&mut Vec::new()).await?.target)
+    Ok(merge.run().await?.target)
 }
 
 /// Which run to merge all newer ones into. The largest group that fits the budget and has reason to be merged; if
@@ -159,7 +147,7 @@ struct Merged {
 }
 
 impl Merge<'_> {
-    async fn run(self, superseded: &mut Vec<MapObject>) -> Result<Merged, MapError> {
+    async fn run(self) -> Result<Merged, MapError> {
         let Some((target, newer)) = self.group.split_last() else {
             return Ok(Merged { newer: Vec::new(), target: None, reached: None, pages: 0 });
         };
@@ -195,23 +183,17 @@ impl Merge<'_> {
         }
         under.finish_page(&mut writer).await?;
         let pages = over.pages_passed() + under.pages();
-        let target =
-            splice(&self.reading, target, begin..under.at, writer.finish().await?, superseded).await?;
+        let target = splice(&self.reading, target, begin..under.at, writer.finish().await?).await?;
         let merged = first.start..reached.unwrap_or(u64::MAX);
         let mut rest = Vec::new();
         for run in newer {
-            rest.extend(self.without(run, merged.clone(), superseded).await?);
+            rest.extend(self.without(run, merged.clone()).await?);
         }
         Ok(Merged { newer: rest, target, reached, pages })
     }
 
     /// What `run` says outside of `range`.
-    async fn without(
-        &self,
-        run: &RunRef,
-        range: Range<u64>,
-        superseded: &mut Vec<MapObject>,
-    ) -> Result<Option<RunRef>, MapError> {
+    async fn without(&self, run: &RunRef, range: Range<u64>) -> Result<Option<RunRef>, MapError> {
         let reading = Reading { pages_at_once: 1, ..self.reading.clone() };
         let mut cursor = RunCursor::new(Arc::new(run.clone()));
         let mut writer = RunWriter::new(reading.source.clone());
@@ -232,7 +214,7 @@ impl Merge<'_> {
                 writer.push(extent).await?;
             }
         }
-        splice(&reading, run, range, writer.finish().await?, superseded).await
+        splice(&reading, run, range, writer.finish().await?).await
     }
 }
 
@@ -243,7 +225,7 @@ struct Target {
     oldest: bool,
     /// Up to here it was copied, or is hidden.
     at: u64,
-    last: Option<ObjectId>,
+    last: Option<MapPart>,
     loaded: usize,
     passed: usize,
 }
@@ -279,7 +261,8 @@ impl Target {
             if whole && writer.keep(page).await? {
                 self.passed += 1;
             } else {
-                if self.last.replace(page.id) != Some(page.id) {
+                let part = MapPart::from(&page);
+                if self.last.replace(part) != Some(part) {
                     self.loaded += 1;
                 }
                 let loaded = self.run.load(&self.reading, page).await?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::future::{join_all, try_join_all};
 
 use super::view::Layer;
-use super::{Access, Extent, IndexRef, LoadedPage, MapError, Memtable, PageRef, PageSource, RunRef};
+use super::{Access, Extent, IndexRef, LoadedPage, MapError, MapPart, Memtable, PageRef, PageSource, RunRef};
 use crate::ids::ObjectId;
 
 /// How a cursor reads.
@@ -89,7 +89,7 @@ pub(super) struct RunCursor {
     except: Vec<PageFinder>,
     /// The last answers to "which page ends after", with the blocks that they were asked for.
     known: VecDeque<(u64, Option<PageRef>)>,
-    loaded: Vec<(ObjectId, Arc<LoadedPage>)>,
+    loaded: Vec<(MapPart, Arc<LoadedPage>)>,
 }
 
 impl RunCursor {
@@ -137,7 +137,7 @@ impl RunCursor {
             let Some(page) = self.finder.page_from(reading, lba).await? else { return Ok(None) };
             for other in &mut self.except {
                 let theirs = other.page_from(reading, page.first_lba).await?;
-                if theirs.is_some_and(|theirs| theirs.id == page.id) {
+                if theirs.is_some_and(|theirs| MapPart::from(&theirs) == MapPart::from(&page)) {
                     lba = page.end_lba;
                     continue 'next;
                 }
@@ -152,7 +152,7 @@ impl RunCursor {
         reading: &Reading,
         page: PageRef,
     ) -> Result<Arc<LoadedPage>, MapError> {
-        if let Some((_, loaded)) = self.loaded.iter().find(|(id, _)| *id == page.id) {
+        if let Some((_, loaded)) = self.loaded.iter().find(|(part, _)| *part == (&page).into()) {
             return Ok(loaded.clone());
         }
         let mut pages = vec![page];
@@ -165,7 +165,7 @@ impl RunCursor {
         }
         let loads = pages.iter().map(|page| reading.source.page(page, reading.access));
         let loaded = try_join_all(loads).await?;
-        self.loaded = pages.iter().map(|page| page.id).zip(loaded).collect();
+        self.loaded = pages.iter().map(MapPart::from).zip(loaded).collect();
         Ok(self.loaded[0].1.clone())
     }
 

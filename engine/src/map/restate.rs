@@ -22,12 +22,11 @@ use std::sync::Arc;
 use super::compact::merge_neighbours;
 use super::cursor::{Reading, RunCursor};
 use super::run::{RunWriter, run_of};
-use super::{Extent, MapError, PageSource, RunRef, StoredMap};
-use crate::ids::ObjectId;
+use super::{Extent, MapError, MapPart, PageSource, RunRef, StoredMap};
 use crate::log::Move;
 
 /// A run by the pages or indexes that it consists of.
-type RunName = Vec<ObjectId>;
+type RunName = Vec<MapPart>;
 
 /// Restates maps after the same moves.
 #[derive(Debug)]
@@ -134,8 +133,8 @@ const ENTRY_BYTES: usize = 24;
 
 fn name(run: &RunRef) -> RunName {
     match run {
-        RunRef::Pages(pages) => pages.iter().map(|page| page.id).collect(),
-        RunRef::Indexed(indexes) => indexes.iter().map(|index| index.id).collect(),
+        RunRef::Pages(pages) => pages.iter().map(MapPart::from).collect(),
+        RunRef::Indexed(indexes) => indexes.iter().map(MapPart::from).collect(),
     }
 }
 

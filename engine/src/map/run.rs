@@ -1,23 +1,24 @@
 //! Writing runs, and putting new pages into the place of old ones.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use futures::stream::{FuturesOrdered, StreamExt, TryStreamExt};
+use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
 
 use super::cursor::Reading;
 use super::page::PAGE_SPAN_MAX;
-use super::{Extent, IndexRef, MapError, MapObject, PageRef, PageSource, RunRef};
+use super::{Access, Extent, IndexRef, MapError, PageLimits, PageRef, PageSource, RunRef};
+use crate::codec::{self, EncodedPage};
 use crate::ids::{ObjectId, VolumeId};
 
 /// A page that holds less than this part of a full one is worth rewriting when its neighbours are rewritten; an index
 /// too.
 const SMALL_PART: usize = 8;
 
-/// Puts under way at once.
-const PUTS_AT_ONCE: usize = 8;
+/// Puts under way at once: two megabytes of memory each.
+const PUTS_AT_ONCE: usize = 2;
 
 /// What the extents of a page will take when stored: 24 bytes each, and the names of segments and volumes once.
 #[derive(Debug, Default)]
@@ -50,28 +51,32 @@ impl Fill {
     }
 }
 
-/// Cuts sorted extents into pages and stores them.
+/// Cuts sorted extents into pages and stores those that come one after the other together.
 #[derive(Debug)]
 pub(super) struct RunWriter {
     source: Arc<dyn PageSource>,
-    page_bytes: usize,
+    limits: PageLimits,
     /// A full page, held back so that the last two can share what they hold.
     full: Option<VecDeque<Extent>>,
     open: VecDeque<Extent>,
     fill: Fill,
-    puts: FuturesOrdered<BoxFuture<'static, Result<PageRef, MapError>>>,
+    /// Pages to be put together.
+    pack: Vec<EncodedPage>,
+    puts: FuturesUnordered<BoxFuture<'static, Result<Vec<PageRef>, MapError>>>,
+    /// Those that are stored, in any order.
     pages: Vec<PageRef>,
 }
 
 impl RunWriter {
     pub(super) fn new(source: Arc<dyn PageSource>) -> Self {
         Self {
-            page_bytes: source.limits().page_bytes,
+            limits: source.limits(),
             source,
             full: None,
             open: VecDeque::new(),
             fill: Fill::default(),
-            puts: FuturesOrdered::new(),
+            pack: Vec::new(),
+            puts: FuturesUnordered::new(),
             pages: Vec::new(),
         }
     }
@@ -94,11 +99,11 @@ impl RunWriter {
         }
         self.fill.add(&extent);
         self.open.push_back(extent);
-        if self.fill.is_full(self.page_bytes) {
+        if self.fill.is_full(self.limits.page_bytes) {
             self.fill = Fill::default();
             let open = std::mem::take(&mut self.open);
             if let Some(full) = self.full.replace(open) {
-                self.put(full).await?;
+                self.add(full).await?;
             }
         }
         Ok(())
@@ -107,49 +112,59 @@ impl RunWriter {
     /// Adds a page that is stored already, unless it is small and better joined with its neighbours: false.
     pub(super) async fn keep(&mut self, page: PageRef) -> Result<bool, MapError> {
         let idle = self.open.is_empty() && self.full.is_none();
-        if !idle && (page.extents as usize) * Fill::EXTENT_BYTES < self.page_bytes / SMALL_PART {
+        if !idle && (page.extents as usize) * Fill::EXTENT_BYTES < self.limits.page_bytes / SMALL_PART {
             return Ok(false);
         }
         self.flush().await?;
-        self.enqueue(Box::pin(async move { Ok(page) })).await?;
+        self.pages.push(page);
         Ok(true)
     }
 
     /// Ends the current page.
     pub(super) async fn flush(&mut self) -> Result<(), MapError> {
         if let Some(mut full) = self.full.take() {
-            while self.fill.bytes < self.page_bytes / 2 && !self.open.is_empty() && full.len() > 1 {
+            while self.fill.bytes < self.limits.page_bytes / 2 && !self.open.is_empty() && full.len() > 1 {
                 let Some(extent) = full.pop_back() else { break };
                 self.fill.add(&extent);
                 self.open.push_front(extent);
             }
-            self.put(full).await?;
+            self.add(full).await?;
         }
         self.fill = Fill::default();
         let open = std::mem::take(&mut self.open);
-        if open.is_empty() { Ok(()) } else { self.put(open).await }
+        if open.is_empty() { Ok(()) } else { self.add(open).await }
     }
 
     /// Waits for the last put; the pages in order.
     pub(super) async fn finish(mut self) -> Result<Vec<PageRef>, MapError> {
         self.flush().await?;
-        while let Some(page) = self.puts.next().await {
-            self.pages.push(page?);
+        self.put().await?;
+        while let Some(pages) = self.puts.try_next().await? {
+            self.pages.extend(pages);
         }
+        self.pages.sort_unstable_by_key(|page| page.first_lba);
         Ok(self.pages)
     }
 
-    async fn put(&mut self, extents: VecDeque<Extent>) -> Result<(), MapError> {
-        let source = self.source.clone();
-        self.enqueue(Box::pin(async move { source.put_page(&Vec::from(extents)).await })).await
+    async fn add(&mut self, mut extents: VecDeque<Extent>) -> Result<(), MapError> {
+        let page = EncodedPage::new(extents.make_contiguous())?;
+        if self.pack.len() >= self.limits.pack_pages || !codec::fits_pack(&self.pack, &page) {
+            self.put().await?;
+        }
+        self.pack.push(page);
+        Ok(())
     }
 
-    async fn enqueue(&mut self, put: BoxFuture<'static, Result<PageRef, MapError>>) -> Result<(), MapError> {
-        self.puts.push_back(put);
+    async fn put(&mut self) -> Result<(), MapError> {
+        let pages = std::mem::take(&mut self.pack);
+        if !pages.is_empty() {
+            let source = self.source.clone();
+            self.puts.push(Box::pin(async move { source.put_pages(pages).await }));
+        }
         if self.puts.len() >= PUTS_AT_ONCE
-            && let Some(page) = self.puts.next().await
+            && let Some(pages) = self.puts.try_next().await?
         {
-            self.pages.push(page?);
+            self.pages.extend(pages);
         }
         Ok(())
     }
@@ -180,18 +195,18 @@ async fn put_indexes(source: &Arc<dyn PageSource>, pages: &[PageRef]) -> Result<
     futures::stream::iter(puts).buffered(PUTS_AT_ONCE).try_collect().await
 }
 
-/// The pages of `run` that overlap `range` give way to `pages`, which lie within what they and the range span.
-/// What the run so no longer needs is added to `superseded`. None if nothing is left.
+/// The pages of `run` that overlap `range` give way to `pages`, which lie within what they and the range span. None if
+/// nothing is left.
 pub(super) async fn splice(
     reading: &Reading,
     run: &RunRef,
     range: Range<u64>,
     pages: Vec<PageRef>,
-    superseded: &mut Vec<MapObject>,
 ) -> Result<Option<RunRef>, MapError> {
     let indexes = match run {
         RunRef::Pages(old) => {
-            return run_of(&reading.source, spliced(old, range, pages, superseded)).await;
+            let pages = without_stragglers(&reading.source, spliced(old, range, pages)).await?;
+            return run_of(&reading.source, pages).await;
         }
         RunRef::Indexed(indexes) => indexes,
     };
@@ -208,7 +223,7 @@ pub(super) async fn splice(
     for index in &indexes[from..to] {
         old.extend_from_slice(&reading.source.index(index, reading.access).await?);
     }
-    let mut listed = spliced(&old, range, pages, superseded);
+    let mut listed = without_stragglers(&reading.source, spliced(&old, range, pages)).await?;
     let others =
         |from: usize, to: usize| indexes[..from].iter().chain(&indexes[to..]).map(|i| i.pages as usize).sum();
     let mut rest: usize = others(from, to);
@@ -227,7 +242,6 @@ pub(super) async fn splice(
         }
         rest = others(from, to);
     }
-    superseded.extend(indexes[from..to].iter().map(MapObject::from));
     if rest == 0 {
         return run_of(&reading.source, listed).await;
     }
@@ -238,18 +252,34 @@ pub(super) async fn splice(
 }
 
 /// `old` with `new` in the place of what overlaps `range`.
-fn spliced(
-    old: &[PageRef],
-    range: Range<u64>,
-    new: Vec<PageRef>,
-    superseded: &mut Vec<MapObject>,
-) -> Vec<PageRef> {
+fn spliced(old: &[PageRef], range: Range<u64>, new: Vec<PageRef>) -> Vec<PageRef> {
     let from = old.partition_point(|page| page.end_lba <= range.start);
     let to = old.partition_point(|page| page.first_lba < range.end).max(from);
-    let kept: BTreeSet<ObjectId> = new.iter().map(|page| page.id).collect();
-    let gone = old[from..to].iter().filter(|page| !kept.contains(&page.id));
-    superseded.extend(gone.map(MapObject::from));
     [&old[..from], &new, &old[to..]].concat()
+}
+
+/// `pages` of a run, where those are put anew whose packs have fewer than half of their pages here: one page that is left
+/// would keep all of its pack in the store. So a page that goes costs about the copy of one other, at most.
+async fn without_stragglers(
+    source: &Arc<dyn PageSource>,
+    pages: Vec<PageRef>,
+) -> Result<Vec<PageRef>, MapError> {
+    let mut left: BTreeMap<ObjectId, usize> = BTreeMap::new();
+    pages.iter().for_each(|page| *left.entry(page.id).or_default() += 1);
+    let straggles = |page: &PageRef| page.place.is_some_and(|p| 2 * left[&page.id] < usize::from(p.pages));
+    if !pages.iter().any(straggles) {
+        return Ok(pages);
+    }
+    let mut writer = RunWriter::new(source.clone());
+    for page in pages {
+        if straggles(&page) || !writer.keep(page).await? {
+            let loaded = source.page(&page, Access::Scan).await?;
+            for extent in loaded.extents(page.first_lba..page.end_lba) {
+                writer.push(extent).await?;
+            }
+        }
+    }
+    writer.finish().await
 }
 
 /// Stores `extents` (sorted, not overlapping) as pages, for [`crate::log::Op::WritePages`].

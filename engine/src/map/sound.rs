@@ -7,18 +7,25 @@ use std::sync::Arc;
 use futures::future::join_all;
 
 use super::cursor::Reading;
-use super::{Access, Extent, IndexRef, Layer, MapError, MapObject, MapView, Memtable, PageRef, RunRef};
+use super::{
+    Access, Extent, IndexRef, Layer, MapError, MapObject, MapPart, MapView, Memtable, PackCheck, PageRef,
+    PageSource, RunRef,
+};
 use crate::ids::ObjectId;
 use crate::store::StoreError;
 
-/// Pages loaded at once.
+/// Objects loaded at once.
 const PARALLEL: usize = 8;
 
-/// An object of a map that cannot be read, or is not what its reference promises.
+/// An object of a map, or a page in a pack, that cannot be read or is not what its reference promises.
 #[derive(Debug, Clone)]
 pub struct Unsound {
     /// Which object.
     pub object: MapObject,
+    /// Where the page begins in it, if it is a pack.
+    pub page_offset: Option<u32>,
+    /// Whether it is only the table of a pack, which nobody needs who has a reference: every page can be read.
+    pub only_table: bool,
     /// What is wrong with it.
     pub reason: MapError,
     /// The blocks of the checked map that cannot be resolved for it, in order: what it speaks of, without what newer
@@ -26,13 +33,23 @@ pub struct Unsound {
     pub ranges: Vec<Range<u64>>,
 }
 
-/// Checks maps that share objects: each object is loaded once.
+/// Checks maps that share pages: each object is loaded once, unless different maps name different pages of a pack.
 ///
-/// In memory stand 16 bytes for each object that is right.
+/// In memory stand 20 bytes for each page and index that is right.
 #[derive(Debug, Default)]
 pub struct MapCheck {
-    right: BTreeSet<ObjectId>,
-    wrong: BTreeMap<ObjectId, MapError>,
+    right: BTreeSet<MapPart>,
+    wrong: BTreeMap<MapPart, MapError>,
+    /// Packs whose tables are wrong.
+    tables: BTreeMap<ObjectId, MapError>,
+}
+
+/// What is wrong with a run.
+enum Wrong {
+    /// An index, or a page with the place where it begins in its pack; and what it speaks of.
+    Part { object: MapObject, page_offset: Option<u32>, reason: MapError, range: Range<u64> },
+    /// The table of a pack.
+    Table { pack: MapObject, reason: MapError },
 }
 
 impl MapError {
@@ -60,11 +77,18 @@ impl MapCheck {
             let (sound, wrong) = self.check_run(&reading, run).await?;
             let newer = view.with_layers(layers.clone());
             let mut holes = Memtable::new();
-            for (object, range) in wrong {
-                let ranges = unresolved(&newer, range.clone()).await?;
-                holes_in(range).for_each(|hole| holes.insert(hole));
-                let reason = self.wrong.get(&object.id).cloned();
-                unsound.extend(reason.map(|reason| Unsound { object, reason, ranges }));
+            for wrong in wrong {
+                unsound.push(match wrong {
+                    Wrong::Part { object, page_offset, reason, range } => {
+                        let ranges = unresolved(&newer, range.clone()).await?;
+                        holes_in(range).for_each(|hole| holes.insert(hole));
+                        Unsound { object, page_offset, only_table: false, reason, ranges }
+                    }
+                    Wrong::Table { pack: object, reason } => {
+                        let ranges = Vec::new();
+                        Unsound { object, page_offset: None, only_table: true, reason, ranges }
+                    }
+                });
             }
             layers.push(sound.map_or_else(|| layer.clone(), |run| Layer::Run(Arc::new(run))));
             if !holes.is_empty() {
@@ -79,20 +103,22 @@ impl MapCheck {
         self.wrong.clear();
     }
 
-    /// What is wrong with the run, and the range that each such object speaks of; if anything is, also the run without.
+    /// What is wrong with the run; if anything is, also the run without.
     async fn check_run(
         &mut self,
         reading: &Reading,
         run: &RunRef,
-    ) -> Result<(Option<RunRef>, Vec<(MapObject, Range<u64>)>), MapError> {
+    ) -> Result<(Option<RunRef>, Vec<Wrong>), MapError> {
         let mut wrong = Vec::new();
         match run {
             RunRef::Pages(pages) => self.check_pages(reading, pages, &mut wrong).await?,
             RunRef::Indexed(indexes) => {
                 for index in indexes {
-                    match self.check_index(reading, index).await? {
-                        Some(pages) => self.check_pages(reading, &pages, &mut wrong).await?,
-                        None => wrong.push((index.into(), index.first_lba..index.end_lba)),
+                    if let Some(pages) = self.check_index(reading, index).await? {
+                        self.check_pages(reading, &pages, &mut wrong).await?;
+                    } else if let Some(reason) = self.wrong.get(&index.into()).cloned() {
+                        let range = index.first_lba..index.end_lba;
+                        wrong.push(Wrong::Part { object: index.into(), page_offset: None, reason, range });
                     }
                 }
             }
@@ -104,13 +130,13 @@ impl MapCheck {
             RunRef::Pages(pages) => pages.clone(),
             RunRef::Indexed(indexes) => {
                 let mut pages = Vec::new();
-                for index in indexes.iter().filter(|index| self.right.contains(&index.id)) {
+                for index in indexes.iter().filter(|index| self.right.contains(&(*index).into())) {
                     pages.extend_from_slice(&reading.source.index(index, reading.access).await?);
                 }
                 pages
             }
         };
-        right.retain(|page| self.right.contains(&page.id));
+        right.retain(|page| self.right.contains(&page.into()));
         Ok((Some(RunRef::Pages(right)), wrong))
     }
 
@@ -119,45 +145,77 @@ impl MapCheck {
         reading: &Reading,
         index: &IndexRef,
     ) -> Result<Option<Arc<[PageRef]>>, MapError> {
-        if self.wrong.contains_key(&index.id) {
+        if self.wrong.contains_key(&index.into()) {
             return Ok(None);
         }
         let loaded = reading.source.index(index, Access::Scan).await;
-        Ok(if self.note(index.id, &loaded)? { loaded.ok() } else { None })
+        Ok(if self.note(index.into(), &loaded)? { loaded.ok() } else { None })
     }
 
     async fn check_pages(
         &mut self,
         reading: &Reading,
         pages: &[PageRef],
-        wrong: &mut Vec<(MapObject, Range<u64>)>,
+        wrong: &mut Vec<Wrong>,
     ) -> Result<(), MapError> {
-        let unknown = |page: &&PageRef| !self.right.contains(&page.id) && !self.wrong.contains_key(&page.id);
-        let unknown: Vec<PageRef> = pages.iter().filter(unknown).copied().collect();
-        for batch in unknown.chunks(PARALLEL) {
-            let loads = join_all(batch.iter().map(|page| reading.source.page(page, Access::Scan))).await;
-            for (page, loaded) in batch.iter().zip(&loads) {
-                self.note(page.id, loaded)?;
+        let mut by_object: BTreeMap<ObjectId, Vec<PageRef>> = BTreeMap::new();
+        for page in pages {
+            let part = MapPart::from(page);
+            if !self.right.contains(&part) && !self.wrong.contains_key(&part) {
+                by_object.entry(page.id).or_default().push(*page);
             }
         }
-        let damaged = pages.iter().filter(|page| self.wrong.contains_key(&page.id));
-        wrong.extend(damaged.map(|page| (page.into(), page.first_lba..page.end_lba)));
+        let unknown: Vec<Vec<PageRef>> = by_object.into_values().collect();
+        for batch in unknown.chunks(PARALLEL) {
+            let checks = join_all(batch.iter().map(|pages| check_object(&reading.source, pages))).await;
+            for (pages, check) in batch.iter().zip(checks) {
+                for (page, checked) in pages.iter().zip(&check.pages) {
+                    self.note(page.into(), checked)?;
+                }
+                if let Err(reason) = check.table {
+                    self.tables.extend(pages.first().map(|page| (page.id, reason)));
+                }
+            }
+        }
+        let mut told = BTreeSet::new();
+        for page in pages {
+            let object = MapObject::from(page);
+            if let Some(reason) = self.tables.get(&page.id).filter(|_| told.insert(page.id)).cloned() {
+                wrong.push(Wrong::Table { pack: object, reason });
+            }
+            if let Some(reason) = self.wrong.get(&page.into()).cloned() {
+                let page_offset = page.place.map(|place| place.offset);
+                let range = page.first_lba..page.end_lba;
+                wrong.push(Wrong::Part { object, page_offset, reason, range });
+            }
+        }
         Ok(())
     }
 
-    /// Whether the object is right. An error that is no damage is passed on.
-    fn note<T>(&mut self, id: ObjectId, loaded: &Result<T, MapError>) -> Result<bool, MapError> {
+    /// Whether a page or an index is right. An error that is no damage is passed on.
+    fn note<T>(&mut self, part: MapPart, loaded: &Result<T, MapError>) -> Result<bool, MapError> {
         match loaded {
             Ok(_) => {
-                self.right.insert(id);
+                self.right.insert(part);
                 Ok(true)
             }
             Err(reason) if reason.is_damage() => {
-                self.wrong.insert(id, reason.clone());
+                self.wrong.insert(part, reason.clone());
                 Ok(false)
             }
             Err(reason) => Err(reason.clone()),
         }
+    }
+}
+
+/// Checks pages that lie in one object.
+async fn check_object(source: &Arc<dyn PageSource>, pages: &[PageRef]) -> PackCheck {
+    match pages {
+        [page] if page.place.is_none() => {
+            let checked = source.page(page, Access::Scan).await.map(|_| ());
+            PackCheck { table: Ok(()), pages: vec![checked] }
+        }
+        pages => source.check_pack(pages).await,
     }
 }
 
@@ -229,22 +287,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_page_leaves_holes_where_nothing_newer_speaks() {
+    async fn a_damaged_page_leaves_holes_where_nothing_newer_speaks() {
         let source = MemorySource::with_small_pages();
         let (view, old) = two_runs(&source).await;
         let lost = old.iter().find(|page| page.first_lba <= 8 && 8 < page.end_lba).unwrap();
         let before = walked(&view).await;
-        source.delete(lost.id);
+        source.damage(lost.id, lost.place.unwrap().offset as usize + 1);
         let mut check = MapCheck::default();
         let (sound, unsound) = check.check(&view).await.unwrap();
         assert_eq!(unsound.len(), 1);
         assert_eq!(unsound[0].object, MapObject::from(lost));
+        assert_eq!(unsound[0].page_offset, lost.place.map(|place| place.offset));
         let expected: Vec<Range<u64>> =
             [lost.first_lba..8, 12..lost.end_lba].into_iter().filter(|range| !range.is_empty()).collect();
         assert_eq!(unsound[0].ranges, expected);
         let lost_blocks = |extent: &Extent| expected.iter().any(|range| range.contains(&extent.lba));
         let left: Vec<Extent> = before.into_iter().filter(|extent| !lost_blocks(extent)).collect();
         assert_eq!(walked(&sound).await, left);
+    }
+
+    #[tokio::test]
+    async fn a_lost_pack_takes_its_pages_along() {
+        let source = MemorySource::with_small_pages();
+        let (view, old) = two_runs(&source).await;
+        let lost = old[old.len() / 2].id;
+        let gone: Vec<Range<u64>> =
+            old.iter().filter(|page| page.id == lost).map(|page| page.first_lba..page.end_lba).collect();
+        let before = walked(&view).await;
+        source.delete(lost);
+        let mut check = MapCheck::default();
+        let (sound, unsound) = check.check(&view).await.unwrap();
+        assert!(gone.len() > 1 && unsound.len() == gone.len(), "{gone:?} {unsound:?}");
+        let is_left = |extent: &Extent| gone.iter().all(|range| !range.contains(&extent.lba));
+        let left: Vec<Extent> = before.into_iter().filter(is_left).collect();
+        assert_eq!(walked(&sound).await, left);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_table_of_a_pack_is_told_each_time_and_hides_nothing() {
+        let source = MemorySource::with_small_pages();
+        let (view, old) = two_runs(&source).await;
+        let before = walked(&view).await;
+        source.damage(old[0].id, crate::codec::ENVELOPE_BYTES);
+        let mut check = MapCheck::default();
+        for _ in 0..2 {
+            let (sound, unsound) = check.check(&view).await.unwrap();
+            assert_eq!(unsound.len(), 1);
+            assert!(unsound[0].only_table && unsound[0].ranges.is_empty(), "{unsound:?}");
+            assert_eq!(unsound[0].object, MapObject::from(&old[0]));
+            assert_eq!(walked(&sound).await, before);
+            check.doubt();
+        }
     }
 
     #[tokio::test]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Extent, IndexRef, LoadedPage, PageRef};
+use super::{IndexRef, LoadedPage, PageRef};
+use crate::codec::{self, EncodedPage};
 use crate::ids::{ObjectId, SessionId, VolumeId};
 
 /// Why the map could not be read or written.
@@ -63,6 +64,8 @@ pub struct PageLimits {
     /// Bytes of a page, reckoned as 24 for an extent, and once for each name that the page mentions 32 for a segment
     /// and 16 for a volume.
     pub page_bytes: usize,
+    /// Pages that are stored together, as one object.
+    pub pack_pages: usize,
     /// Pages that an index lists.
     pub index_pages: usize,
     /// A run with more pages has indexes. Fewer are listed in the root itself, which every checkpoint writes anew.
@@ -71,8 +74,18 @@ pub struct PageLimits {
 
 impl Default for PageLimits {
     fn default() -> Self {
-        Self { page_bytes: 60 << 10, index_pages: 1024, inline_pages: 64 }
+        let (pack_pages, index_pages) = (codec::PACK_PAGES_MAX, codec::INDEX_PAGES_MAX);
+        Self { page_bytes: 60 << 10, pack_pages, index_pages, inline_pages: 64 }
     }
+}
+
+/// What a look at a pack has found.
+#[derive(Debug)]
+pub struct PackCheck {
+    /// Its table, which no reader needs who has a reference.
+    pub table: Result<(), MapError>,
+    /// The pages that were asked for, in order.
+    pub pages: Vec<Result<(), MapError>>,
 }
 
 /// Reads the pages of a volume's map, its own and its ancestors', and writes new ones of its own.
@@ -85,9 +98,7 @@ pub trait PageSource: Send + Sync + Debug {
     fn begin_session(&self, session: SessionId);
 
     /// How large new objects may get.
-    fn limits(&self) -> PageLimits {
-        PageLimits::default()
-    }
+    fn limits(&self) -> PageLimits;
 
     /// Loads a page.
     async fn page(&self, page: &PageRef, access: Access) -> Result<Arc<LoadedPage>, MapError>;
@@ -95,8 +106,12 @@ pub trait PageSource: Send + Sync + Debug {
     /// Loads the pages that an index lists: in order, not overlapping, at least one.
     async fn index(&self, index: &IndexRef, access: Access) -> Result<Arc<[PageRef]>, MapError>;
 
-    /// Stores `extents` (sorted, not overlapping, at least one, within the limits of a page) as a new page.
-    async fn put_page(&self, extents: &[Extent]) -> Result<PageRef, MapError>;
+    /// Looks at all of the pack that `pages` lie in, by one request. Answers what is wrong with the pack's table, and with
+    /// each of the pages; if the pack is not there, with all of them.
+    async fn check_pack(&self, pages: &[PageRef]) -> PackCheck;
+
+    /// Stores pages (at least one, within the limits) as one new object; what refers to them, in order.
+    async fn put_pages(&self, pages: Vec<EncodedPage>) -> Result<Vec<PageRef>, MapError>;
 
     /// Stores a list of pages (sorted, not overlapping, at least one, within the limits) as a new index.
     async fn put_index(&self, pages: &[PageRef]) -> Result<IndexRef, MapError>;

@@ -1,9 +1,12 @@
-//! How the map lies in the store: pages of sorted extents, runs of pages, index pages over large runs.
+//! How the map lies in the store: pages of sorted extents, packs of pages, runs of pages, index pages over large runs.
+
+use std::ops::Range;
 
 use crate::ids::{ObjectId, PoolId, RecordNumber, SnapshotId, VolumeId};
 use crate::log::Control;
 
-/// A page of the map, `volumes/VOL/map/ID`: up to 64 KiB of sorted extents that do not overlap.
+/// A page of the map: up to 64 KiB of sorted extents that do not overlap. It is the object `volumes/VOL/map/ID`, or lies
+/// in that object, a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PageRef {
@@ -13,10 +16,32 @@ pub struct PageRef {
     pub end_lba: u64,
     /// The volume that owns the object: this one, or an ancestor of a clone.
     pub volume: VolumeId,
-    /// Its id.
+    /// The id of the object.
     pub id: ObjectId,
+    /// Where it lies in the object, if that is a pack.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<PackPlace>,
     /// How many extents it holds.
     pub extents: u32,
+}
+
+/// Where a page lies in a pack: one ranged get reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PackPlace {
+    /// Where it begins, in bytes from the pack's begin; a multiple of 32.
+    pub offset: u32,
+    /// Bytes that it takes, with its trailer.
+    pub len: u16,
+    /// How many pages the pack has, this one counted, rounded up to a multiple of four.
+    pub pages: u8,
+}
+
+impl PackPlace {
+    /// The bytes of the object that it takes.
+    pub fn range(&self) -> Range<u64> {
+        u64::from(self.offset)..u64::from(self.offset) + u64::from(self.len)
+    }
 }
 
 /// An index page, `volumes/VOL/map/ID`: up to 1,024 consecutive pages of one run.
@@ -35,13 +60,34 @@ pub struct IndexRef {
     pub pages: u32,
 }
 
-/// A page or an index, `volumes/VOL/map/ID`, as something to keep or to delete.
+/// An object of the map, `volumes/VOL/map/ID`, as something to keep or to delete: a page, a pack of pages, an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MapObject {
     /// The volume that owns the object.
     pub volume: VolumeId,
     /// Its id.
     pub id: ObjectId,
+}
+
+/// A page or an index, as something to load or to compare: ids are random, so no two are alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct MapPart {
+    /// The object.
+    pub id: ObjectId,
+    /// Where it begins in a pack; zero if it is the object.
+    pub offset: u32,
+}
+
+impl From<&PageRef> for MapPart {
+    fn from(page: &PageRef) -> Self {
+        Self { id: page.id, offset: page.place.map_or(0, |place| place.offset) }
+    }
+}
+
+impl From<&IndexRef> for MapPart {
+    fn from(index: &IndexRef) -> Self {
+        Self { id: index.id, offset: 0 }
+    }
 }
 
 impl From<&PageRef> for MapObject {

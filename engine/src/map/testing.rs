@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::{
-    Access, Extent, IndexRef, LoadedPage, Location, MapError, PageLimits, PageRef, PageSource, SegmentKind,
-    SegmentRef, SegmentTable,
+    Access, Extent, IndexRef, LoadedPage, Location, MapError, PackCheck, PageLimits, PageRef, PageSource,
+    SegmentKind, SegmentRef, SegmentTable,
 };
-use crate::codec::Codec;
+use crate::codec::{self, Codec, EncodedPage, Identity};
 use crate::ids::{ObjectId, RecordNumber, SessionId, VolumeId};
 
 /// The volume whose maps are tested.
@@ -21,12 +22,14 @@ pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 #[derive(Debug, Default)]
 pub(super) struct MemorySource {
     limits: PageLimits,
-    pages: Mutex<BTreeMap<ObjectId, Vec<Extent>>>,
+    /// Pages and packs, encoded.
+    pages: Mutex<BTreeMap<ObjectId, Bytes>>,
     indexes: Mutex<BTreeMap<ObjectId, Vec<PageRef>>>,
     segments: SegmentTable,
     next: AtomicU64,
     page_loads: AtomicUsize,
     index_loads: AtomicUsize,
+    written: AtomicUsize,
 }
 
 impl MemorySource {
@@ -34,9 +37,9 @@ impl MemorySource {
         Arc::new(Self::default())
     }
 
-    /// Makes pages of a dozen extents, and indexes of a few pages, so that small maps have many.
+    /// Makes pages of a dozen extents, and packs and indexes of a few pages, so that small maps have many.
     pub(super) fn with_small_pages() -> Arc<Self> {
-        let limits = PageLimits { page_bytes: 400, index_pages: 5, inline_pages: 3 };
+        let limits = PageLimits { page_bytes: 400, pack_pages: 4, index_pages: 5, inline_pages: 3 };
         Arc::new(Self { limits, ..Self::default() })
     }
 
@@ -55,9 +58,35 @@ impl MemorySource {
         self.indexes.lock().unwrap().remove(&id);
     }
 
-    /// How many objects there are.
-    pub(super) fn objects(&self) -> usize {
-        self.pages.lock().unwrap().len() + self.indexes.lock().unwrap().len()
+    /// How many pages and indexes were written so far.
+    pub(super) fn written(&self) -> usize {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// The pages and packs that are there.
+    pub(super) fn objects(&self) -> Vec<ObjectId> {
+        self.pages.lock().unwrap().keys().copied().collect()
+    }
+
+    /// Changes a byte of a page or a pack.
+    pub(super) fn damage(&self, id: ObjectId, at: usize) {
+        let mut pages = self.pages.lock().unwrap();
+        let mut bytes = pages[&id].to_vec();
+        bytes[at] ^= 1;
+        pages.insert(id, bytes.into());
+    }
+
+    fn load(&self, page: &PageRef) -> Result<LoadedPage, MapError> {
+        let PageRef { volume, id, place, .. } = *page;
+        let bytes = self.pages.lock().unwrap().get(&id).cloned().ok_or_else(|| not_found(id))?;
+        let extents = match place {
+            None => codec::decode_page(&bytes, volume, id, None)?,
+            Some(place) => {
+                let range = place.range().start as usize..place.range().end as usize;
+                codec::decode_packed_page(bytes.slice(range), volume, id, place, None)?
+            }
+        };
+        LoadedPage::new(&extents, &self.segments).map_err(|what| MapError::Damaged { volume, id, what })
     }
 }
 
@@ -77,9 +106,7 @@ impl PageSource for MemorySource {
         // Others run meanwhile, as they would while a store is asked.
         tokio::task::yield_now().await;
         self.page_loads.fetch_add(1, Ordering::Relaxed);
-        let extents = self.pages.lock().unwrap().get(&page.id).cloned().ok_or_else(|| not_found(page.id))?;
-        let loaded = LoadedPage::new(&extents, &self.segments);
-        Ok(Arc::new(loaded.map_err(|what| MapError::Damaged { volume: page.volume, id: page.id, what })?))
+        Ok(Arc::new(self.load(page)?))
     }
 
     async fn index(&self, index: &IndexRef, _: Access) -> Result<Arc<[PageRef]>, MapError> {
@@ -89,19 +116,27 @@ impl PageSource for MemorySource {
         Ok(pages.ok_or_else(|| not_found(index.id))?.into())
     }
 
-    async fn put_page(&self, extents: &[Extent]) -> Result<PageRef, MapError> {
+    async fn check_pack(&self, pages: &[PageRef]) -> PackCheck {
         tokio::task::yield_now().await;
-        LoadedPage::new(extents, &self.segments).expect("a page to put is valid");
-        assert!(extents.len() * 24 <= self.limits.page_bytes, "a page too large");
-        let id = self.id();
-        self.pages.lock().unwrap().insert(id, extents.to_vec());
-        Ok(PageRef {
-            first_lba: extents[0].lba,
-            end_lba: extents[extents.len() - 1].end(),
-            volume: VOLUME,
-            id,
-            extents: extents.len() as u32,
-        })
+        let pack = pages[0];
+        let table = match self.pages.lock().unwrap().get(&pack.id) {
+            Some(bytes) => codec::decode_pack(bytes, pack.volume, pack.id, None).map(|_| ()),
+            None => Ok(()),
+        };
+        let check = |page: &PageRef| self.load(page).map(|_| ());
+        PackCheck { table: table.map_err(MapError::from), pages: pages.iter().map(check).collect() }
+    }
+
+    async fn put_pages(&self, pages: Vec<EncodedPage>) -> Result<Vec<PageRef>, MapError> {
+        tokio::task::yield_now().await;
+        assert!((1..=self.limits.pack_pages).contains(&pages.len()), "a pack too large");
+        assert!(pages.iter().all(|page| page.extents() * 24 <= self.limits.page_bytes), "a page too large");
+        let identity = Identity { volume: VOLUME, id: self.id(), session: ObjectId([1; 16]) };
+        let encoded = codec::encode_pages(identity, &pages, None)?;
+        self.pages.lock().unwrap().insert(identity.id, encoded.bytes);
+        self.written.fetch_add(pages.len(), Ordering::Relaxed);
+        encoded.pages.iter().for_each(|page| drop(self.load(page).expect("a page to put is valid")));
+        Ok(encoded.pages)
     }
 
     async fn put_index(&self, pages: &[PageRef]) -> Result<IndexRef, MapError> {
@@ -109,6 +144,7 @@ impl PageSource for MemorySource {
         assert!((1..=self.limits.index_pages).contains(&pages.len()), "an index too large");
         assert!(pages.windows(2).all(|two| two[0].end_lba <= two[1].first_lba), "pages out of order");
         let id = self.id();
+        self.written.fetch_add(1, Ordering::Relaxed);
         self.indexes.lock().unwrap().insert(id, pages.to_vec());
         Ok(IndexRef {
             first_lba: pages[0].first_lba,

@@ -89,7 +89,7 @@ pub struct Damage {
     pub key: String,
     /// The volume that owns it: the one looked at, or an ancestor.
     pub volume: VolumeId,
-    /// Where the damaged chunk begins in the object; none if more than a chunk is damaged.
+    /// Where the damaged chunk, or page of a pack, begins in the object; none if more than that is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunk_offset: Option<u32>,
     /// What is wrong.
@@ -111,12 +111,14 @@ impl Damage {
         Self { key, volume, chunk_offset: None, fault, reason, affects: Vec::new() }
     }
 
-    pub(super) fn of_map(object: MapObject, error: &MapError) -> Self {
+    /// Of an object of a map; of one page, if that is the damage and the object a pack that is there.
+    pub(super) fn of_map(object: MapObject, page_offset: Option<u32>, error: &MapError) -> Self {
+        let fault = Fault::of_map(error);
         Self {
             key: layout::map(object.volume, object.id),
             volume: object.volume,
-            chunk_offset: None,
-            fault: Fault::of_map(error),
+            chunk_offset: page_offset.filter(|_| fault != Fault::Missing),
+            fault,
             reason: error.to_string(),
             affects: Vec::new(),
         }

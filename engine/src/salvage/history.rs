@@ -172,7 +172,8 @@ impl History {
                                 holes.extend(all.filter(|extent| extent.location.is_none()));
                             }
                             Err(error) if error.is_damage() => {
-                                self.unreadable.push(Damage::of_map(page.into(), &error));
+                                let page_offset = page.place.map(|place| place.offset);
+                                self.unreadable.push(Damage::of_map(page.into(), page_offset, &error));
                             }
                             Err(error) => return Err(error.into()),
                         }

@@ -240,7 +240,7 @@ async fn replayed(
             Err(error) => return Err(error.into()),
         };
         let view = sink.map.freeze();
-        if !MapCheck::default().check(&view).await?.1.is_empty() {
+        if MapCheck::default().check(&view).await?.1.iter().any(|found| !found.only_table) {
             continue;
         }
         let size_bytes = replayed.control.size_bytes.max(json.size_bytes);
@@ -276,8 +276,8 @@ async fn put_together(
     };
     let (sound, unsound) = MapCheck::default().check(&view).await?;
     view = sound;
-    for found in unsound {
-        unreadable.push(Damage::of_map(found.object, &found.reason));
+    for found in unsound.into_iter().filter(|found| !found.only_table) {
+        unreadable.push(Damage::of_map(found.object, found.page_offset, &found.reason));
         lost.extend(found.ranges);
     }
     let history = History::read(log, pages, &known).await?;

@@ -219,20 +219,19 @@ impl<'a> Scrub<'a> {
         damage: &mut Vec<Damage>,
     ) -> Result<Vec<(Place, MapView)>, MapError> {
         let mut sound = Vec::new();
-        let mut by_object: BTreeMap<ObjectId, Damage> = BTreeMap::new();
+        let mut by_place: BTreeMap<(ObjectId, Option<u32>), Damage> = BTreeMap::new();
         for (place, view) in views {
             let (view, unsound) = self.maps.check(&view).await?;
             for found in unsound {
-                let told = by_object
-                    .entry(found.object.id)
-                    .or_insert_with(|| Damage::of_map(found.object, &found.reason));
+                let told = Damage::of_map(found.object, found.page_offset, &found.reason);
+                let told = by_place.entry((found.object.id, told.chunk_offset)).or_insert(told);
                 for range in found.ranges {
                     told.affect(&place, range.start * BLOCK_BYTES, (range.end - range.start) * BLOCK_BYTES);
                 }
             }
             sound.push((place, view));
         }
-        damage.extend(by_object.into_values());
+        damage.extend(by_place.into_values());
         Ok(sound)
     }
 

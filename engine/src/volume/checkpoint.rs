@@ -271,7 +271,7 @@ impl Work {
         }
         let budget = Compactor::budget(written.pages());
         if let Some(compacted) = compactor.step(self.frozen.source(), &map, budget).await? {
-            map = compacted.map;
+            map = compacted;
         }
         if !self.forget.is_empty() && !names_pages(&self.frozen, &map, &self.forget).await? {
             map.origins.retain(|origin| !self.forget.contains(&origin.volume));

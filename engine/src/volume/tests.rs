@@ -22,6 +22,7 @@ use crate::store::{Memory, Store};
 mod faults;
 mod journal;
 mod outages;
+mod puts;
 mod reading;
 mod replays;
 mod streams;
@@ -47,13 +48,17 @@ fn deadline() -> Instant {
 
 impl Scene {
     async fn new() -> Self {
+        Self::of_size(SIZE).await
+    }
+
+    async fn of_size(size_bytes: u64) -> Self {
         let env = Env::system();
         let store = Memory::default();
         let key = Some(DataKey::random(&*env.entropy));
         let volume = VolumeId::random(&*env.entropy);
         let log = Log { store: Arc::new(store.clone()), volume, key, env };
         let scene = Self { store, log };
-        scene.append(ObjectId::NONE, Control::default(), vec![Op::Create { size_bytes: SIZE }]).await;
+        scene.append(ObjectId::NONE, Control::default(), vec![Op::Create { size_bytes }]).await;
         scene
     }
 

@@ -1,7 +1,8 @@
 //! An intact object, or part of one, in another's place is refused.
 
 use holdfast_engine::codec::{
-    Chunks, Codec, CodecError, DataKey, Identity, ObjectKind, decode_chunk, encode_segment,
+    Chunks, Codec, CodecError, DataKey, EncodedPage, Identity, ObjectKind, decode_chunk, decode_packed_page,
+    encode_pages, encode_segment,
 };
 use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
 use holdfast_engine::map::{Location, SegmentKind, SegmentRef};
@@ -26,7 +27,11 @@ fn under_another_name() {
                 ObjectKind::Record | ObjectKind::Root | ObjectKind::Journal => {
                     assert!(wrong(read(VOLUME, id, NUMBER.next())), "{name} under another number");
                 }
-                ObjectKind::Segment | ObjectKind::Page | ObjectKind::Index | ObjectKind::SnapshotMap => {
+                ObjectKind::Segment
+                | ObjectKind::Page
+                | ObjectKind::Pack
+                | ObjectKind::Index
+                | ObjectKind::SnapshotMap => {
                     assert!(wrong(read(VOLUME, other_id, NUMBER)), "{name} under another id");
                 }
             }
@@ -96,6 +101,33 @@ fn a_chunk_at_another_place() {
         }
         // The birth only says where to look for a record; the number of a segment's record is not in the segment.
         assert!(read(location(second, SegmentRef { birth: RecordNumber(1), ..itself })).is_ok());
+    }
+}
+
+#[test]
+fn a_page_at_another_place_in_a_pack() {
+    let page = || EncodedPage::new(&samples::extents()).unwrap();
+    for key in keys() {
+        let key = key.as_ref();
+        let pack = encode_pages(samples::identity(), &[page(), page()], key).unwrap();
+        let Identity { volume, id, .. } = samples::identity();
+        let [first, second] = pack.pages[..] else { panic!("two pages were put") };
+        let (first, second) = (first.place.unwrap(), second.place.unwrap());
+        let range = second.range().start as usize..second.range().end as usize;
+        let stored = pack.bytes.slice(range);
+        let read = |volume, id, place| decode_packed_page(stored.clone(), volume, id, place, key);
+        let out_of_place = |result: Result<_, CodecError>| match key {
+            Some(_) => matches!(result, Err(CodecError::Unauthentic { .. })),
+            None => matches!(result, Err(CodecError::Damaged { .. })),
+        };
+        assert_eq!(read(volume, id, second).unwrap(), samples::extents());
+        // Both have the same content and length, and the second is still not the first.
+        assert_eq!(first.len, second.len);
+        assert!(out_of_place(read(volume, id, first)));
+        assert!(out_of_place(read(VolumeId([0xcc; 16]), id, second)));
+        assert!(out_of_place(read(volume, ObjectId(samples::id(20)), second)));
+        let short = decode_packed_page(stored.slice(1..), volume, id, second, key);
+        assert!(matches!(short, Err(CodecError::Truncated { .. })), "{short:?}");
     }
 }
 

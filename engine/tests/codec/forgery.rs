@@ -12,11 +12,12 @@ use proptest::sample::Index;
 use crate::allocations::bytes_allocated_by;
 use crate::samples::{self, NUMBER, VOLUME};
 
-const KINDS: [ObjectKind; 7] = [
+const KINDS: [ObjectKind; 8] = [
     ObjectKind::Segment,
     ObjectKind::Record,
     ObjectKind::Root,
     ObjectKind::Page,
+    ObjectKind::Pack,
     ObjectKind::Index,
     ObjectKind::SnapshotMap,
     ObjectKind::Journal,
@@ -98,6 +99,82 @@ fn a_compressed_page_cannot_claim_more_than_a_page() {
         assert!(matches!(read(ObjectKind::Page, &forged), Err(CodecError::TooLarge { .. })));
     });
     assert!(allocated < 4096, "{allocated}");
+}
+
+/// A sealed page for the place `offset` in a pack.
+fn forge_page(offset: u32, content: &[u8]) -> Vec<u8> {
+    let mut checksum = Digest::new(CrcAlgorithm::Crc64Nvme);
+    for part in [&VOLUME.0[..], &samples::id(1), b"HOLDPACK", &u64::from(offset).to_le_bytes(), content] {
+        checksum.update(part);
+    }
+    [content, &checksum.finalize().to_le_bytes()].concat()
+}
+
+/// A pack of empty pages at `places`, each where it should begin and how long it is called to be, and its table. Between
+/// pages lies `gap`.
+fn forge_pack(count: u32, places: &[(u16, u16)], gap: u8) -> Bytes {
+    let mut table = count.to_le_bytes().to_vec();
+    places.iter().for_each(|(at, len)| table.extend([len.to_le_bytes(), at.to_le_bytes()].concat()));
+    let begin = ENVELOPE_BYTES + table.len() + 8;
+    let mut data = Vec::new();
+    for (at, _) in places {
+        let offset = usize::from(*at) * 32;
+        data.resize(offset.saturating_sub(begin).max(data.len()), gap);
+        data.extend(forge_page(offset as u32, &[0; 9]));
+    }
+    forge(ObjectKind::Pack, 1, 0, &table, &data)
+}
+
+#[test]
+fn a_pack_whose_pages_do_not_lie_as_they_should_is_refused() {
+    // A page without names and extents is 9 bytes, and 8 of checksum.
+    let read = |count, places: &[(u16, u16)], gap| read(ObjectKind::Pack, &forge_pack(count, places, gap));
+    let two = [(3, 17), (4, 17)];
+    assert_eq!(read(2, &two, 0), Ok(()));
+    let refused = |result| matches!(result, Err(CodecError::Malformed { .. }));
+    assert!(refused(read(2, &two, 1)), "something lies between the pages");
+    assert!(refused(read(2, &[(3, 17), (5, 17)], 0)), "a gap");
+    assert!(refused(read(2, &[(3, 17), (3, 17)], 0)), "an overlap");
+    assert!(refused(read(2, &[(3, 17), (4, 16)], 0)), "the last page does not end with the pack");
+    assert!(refused(read(2, &[(3, 17), (4, 18)], 0)), "the last page ends behind the pack");
+    assert!(refused(read(2, &[(3, 17), (0, 17)], 0)), "a page in the envelope");
+    assert!(refused(read(2, &[(3, 17), (4, 0)], 0)), "a page of no bytes");
+    assert!(refused(read(3, &two, 0)) && refused(read(1, &two, 0)), "another count");
+    assert!(refused(read(1, &[(3, 17)], 0)), "a page alone");
+    assert!(refused(read(0, &[], 0)), "no page");
+    let many = |count: u16| -> Vec<(u16, u16)> { (11..11 + count).map(|at| (at, 17)).collect() };
+    assert_eq!(read(64, &many(64), 0), Ok(()));
+    assert!(refused(read(65, &many(65), 0)), "more pages than a pack has");
+}
+
+#[test]
+fn a_page_of_a_pack_in_a_form_that_is_not_known_is_of_a_newer_version() {
+    let table = [&2_u32.to_le_bytes()[..], &[17, 0, 3, 0], &[17, 0, 4, 0]].concat();
+    let gap = vec![0; 3 * 32 - ENVELOPE_BYTES - table.len() - 8];
+    let pages =
+        |form: u8| [forge_page(96, &[form, 0, 0, 0, 0, 0, 0, 0, 0]), vec![0; 15], forge_page(128, &[0; 9])];
+    let forged = |form| forge(ObjectKind::Pack, 1, 0, &table, &[&gap[..], &pages(form).concat()].concat());
+    assert_eq!(read(ObjectKind::Pack, &forged(0)), Ok(()));
+    assert!(matches!(read(ObjectKind::Pack, &forged(2)), Err(CodecError::NewerVersion { .. })));
+    // Compressed to nothing.
+    assert!(matches!(read(ObjectKind::Pack, &forged(1)), Err(CodecError::Malformed { .. })));
+}
+
+#[test]
+fn a_page_reference_with_half_a_place_is_refused() {
+    let reference = |counts: u16, len: u16, at: u16| {
+        let names = [&[1, 0, 0, 0][..], &VOLUME.0, &[0; 4]].concat();
+        let blocks = [&0_u64.to_le_bytes()[..], &9_u64.to_le_bytes(), &[7; 16]].concat();
+        let rest = [counts, len, 0, at].map(u16::to_le_bytes).concat();
+        read(ObjectKind::Index, &forge(ObjectKind::Index, 1, 0, &[names, blocks, rest].concat(), &[]))
+    };
+    assert_eq!(reference(5, 0, 0), Ok(()));
+    assert_eq!(reference(5, 100, 3), Ok(()));
+    assert_eq!(reference(5 | 15 << 12, 100, 3), Ok(()));
+    for (counts, len, at) in [(5, 100, 0), (5, 0, 3), (5 | 1 << 12, 0, 0), (5 | 1 << 12, 100, 0)] {
+        let refused = reference(counts, len, at);
+        assert!(matches!(refused, Err(CodecError::Malformed { .. })), "{counts} {len} {at}: {refused:?}");
+    }
 }
 
 #[test]
@@ -206,7 +283,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn arbitrary_bytes(kind in 0..6_usize, bytes in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes(kind in 0..7_usize, bytes in vec(any::<u8>(), 0..300)) {
         let kind = KINDS[kind];
         prop_assert!(read(kind, &Bytes::from(bytes.clone())).is_err());
         prop_assert!(reads_within_bounds(kind, &forge(kind, 1, 0, &bytes, &[])));

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use holdfast_engine::archive::{PointMeta, PointSource};
 use holdfast_engine::buffer::{Budget, DirtyBuffer, MemoryRegion, Mutation, Region, Ring};
-use holdfast_engine::codec::{Codec, ObjectKind, UserKey, decode_chunk};
+use holdfast_engine::codec::{Codec, ObjectKind, UserKey, decode_chunk, decode_packed_page};
 use holdfast_engine::env::Env;
 use holdfast_engine::ids::{BLOCK_BYTES, ObjectId, PoolId, SnapshotId, VolumeId};
-use holdfast_engine::map::{Location, SegmentKind, SegmentRef};
+use holdfast_engine::map::{Location, PackPlace, SegmentKind, SegmentRef};
 use holdfast_engine::pool::{Access, NewVolume, Pool};
 use holdfast_engine::store::{Memory, Store};
 use serde_json::Value;
@@ -103,6 +103,34 @@ fn changed_chunks_with_right_checksums() {
         };
         bounded("chunk", input, data.len(), || {
             let _ = decode_chunk(Bytes::from(data), &location, None);
+        });
+    }
+}
+
+/// A page of a pack, and what its reference says of where it lies, both changed; the checksum is right.
+#[test]
+fn changed_pages_of_packs_with_right_checksums() {
+    let id = ObjectId(samples::id(1));
+    let named = |name: &str| {
+        let found = parts().into_iter().zip(samples::objects(None)).find(|(_, (sample, ..))| *sample == name);
+        let ((_, flags, body, _), _) = found.expect("a sample");
+        // Whether it is compressed, before the body.
+        [&[(flags / 2) as u8][..], &body].concat()
+    };
+    let pages = [named("page-raw"), named("page-lz4")];
+    for input in 0..iterations(USUAL) {
+        let mut mutator = Mutator::new(input);
+        let mut page = mutator.pick(&pages).clone();
+        mutator.mutate(&mut page, &pages);
+        let offset = mutator.draw() as u32;
+        let mut checksum = Digest::new(CrcAlgorithm::Crc64Nvme);
+        for part in [&VOLUME.0[..], &id.0, b"HOLDPACK", &u64::from(offset).to_le_bytes(), &page] {
+            checksum.update(part);
+        }
+        page.extend(checksum.finalize().to_le_bytes());
+        let place = PackPlace { offset, len: page.len() as u16, pages: mutator.draw() as u8 };
+        bounded("page", input, page.len(), || {
+            let _ = decode_packed_page(Bytes::from(page), VOLUME, id, place, None);
         });
     }
 }

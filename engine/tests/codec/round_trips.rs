@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_engine::codec::{
-    Chunks, Codec, CodecError, ENVELOPE_BYTES, Envelope, Identity, ObjectKind, ObjectName,
-    PAGE_BODY_BYTES_MAX, RECORD_DATA_BYTES_MAX, RECORD_EXTENTS_MAX, RECORD_MOVES_MAX, SEGMENT_BYTES_MAX,
-    SEGMENT_CHUNKS_MAX, decode_chunk, decode_index, decode_page, decode_record, decode_root,
-    decode_segment_table, decode_snapshot_map, encode_index, encode_page, encode_record, encode_root,
-    encode_segment, encode_segment_within, encode_snapshot_map, extents_of, page_capacity,
+    Chunks, Codec, CodecError, ENVELOPE_BYTES, EncodedPage, EncodedPages, Envelope, Identity, ObjectKind,
+    ObjectName, PACK_BYTES_MAX, PACK_PAGES_MAX, PAGE_BODY_BYTES_MAX, RECORD_DATA_BYTES_MAX,
+    RECORD_EXTENTS_MAX, RECORD_MOVES_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, decode_chunk, decode_index,
+    decode_pack, decode_page, decode_record, decode_root, decode_segment_table, decode_snapshot_map,
+    encode_index, encode_pages, encode_record, encode_root, encode_segment, encode_segment_within,
+    encode_snapshot_map, extents_of, fits_pack, page_capacity,
 };
 use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
 use holdfast_engine::log::{Move, Op, Record};
-use holdfast_engine::map::{Extent, Location, SegmentKind, SegmentRef};
-use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+use holdfast_engine::map::{Extent, Location, PackPlace, PageRef, SegmentKind, SegmentRef};
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, prop_assume, proptest};
 
+use crate::samples;
 use crate::values;
 use crate::values::BLOCK;
 
@@ -50,6 +53,17 @@ fn chunks_of(codec: Codec, runs: &[(u64, u64, Vec<u8>)]) -> Chunks {
         assert_eq!(chunks.push(*lba, *order, data), (data.len() / BLOCK) as u64);
     }
     chunks
+}
+
+fn reference(identity: Identity, extents: &[Extent], place: Option<PackPlace>) -> PageRef {
+    PageRef {
+        first_lba: extents[0].lba,
+        end_lba: extents[extents.len() - 1].end(),
+        volume: identity.volume,
+        id: identity.id,
+        place,
+        extents: extents.len() as u32,
+    }
 }
 
 proptest! {
@@ -103,8 +117,28 @@ proptest! {
     fn a_page_gives_back_its_extents(
         identity in values::identity(), extents in values::extents(300), key in values::key(),
     ) {
-        let bytes = encode_page(identity, &extents, key.as_ref()).unwrap();
+        prop_assume!(!extents.is_empty());
+        let page = EncodedPage::new(&extents).unwrap();
+        let EncodedPages { bytes, pages } = encode_pages(identity, &[page], key.as_ref()).unwrap();
+        prop_assert_eq!(pages, vec![reference(identity, &extents, None)]);
         prop_assert_eq!(decode_page(&bytes, identity.volume, identity.id, key.as_ref()).unwrap(), extents);
+    }
+
+    #[test]
+    fn a_pack_gives_back_each_of_its_pages(
+        identity in values::identity(), pages in vec(values::extents(60), 2..=PACK_PAGES_MAX), key in values::key(),
+    ) {
+        prop_assume!(pages.iter().all(|page| !page.is_empty()));
+        let encoded: Vec<_> = pages.iter().map(|page| EncodedPage::new(page).unwrap()).collect();
+        let pack = encode_pages(identity, &encoded, key.as_ref()).unwrap();
+        let Identity { volume, id, .. } = identity;
+        let places = decode_pack(&pack.bytes, volume, id, key.as_ref()).unwrap();
+        prop_assert_eq!(places.len(), pages.len());
+        for ((page, named), place) in pages.iter().zip(&pack.pages).zip(places) {
+            prop_assert_eq!(*named, reference(identity, page, Some(place)));
+            let read = samples::read_page(&pack.bytes, volume, id, place, key.as_ref());
+            prop_assert_eq!(read.as_ref(), Ok(page));
+        }
     }
 
     #[test]
@@ -273,12 +307,52 @@ fn a_page_holds_what_its_capacity_says() {
     for (extents, least) in [(&dense, 2700), (&sparse, 1200)] {
         let fits = page_capacity(extents);
         assert!(fits >= least, "{fits}");
-        let bytes = encode_page(identity, &extents[..fits], None).unwrap();
+        let page = EncodedPage::new(&extents[..fits]).unwrap();
+        let bytes = encode_pages(identity, &[page], None).unwrap().bytes;
         assert!(bytes.len() <= PAGE_BODY_BYTES_MAX + ENVELOPE_BYTES + 16);
-        let refused = encode_page(identity, &extents[..fits + 1], None).unwrap_err();
+        let refused = EncodedPage::new(&extents[..fits + 1]).unwrap_err();
         assert!(matches!(refused, CodecError::TooLarge { .. }), "{refused}");
     }
     assert_eq!(page_capacity(&[]), 0);
+    assert!(EncodedPage::new(&[]).is_err());
+}
+
+#[test]
+fn the_largest_packs_are_within_reach_of_their_references() {
+    let identity = Identity { volume: VolumeId([3; 16]), id: ObjectId([4; 16]), session: ObjectId([1; 16]) };
+    // What does not compress, of about 60 KiB.
+    let noisy = |lba: u64| {
+        let mut extent = far_apart(lba);
+        if let Some(location) = &mut extent.location {
+            location.segment.id = ObjectId(std::array::from_fn(|at| values::noise(lba * 16 + at as u64)));
+            location.stored_offset = (lba as u32).wrapping_mul(0x9e37_79b9);
+        }
+        extent
+    };
+    let large = |n: u64| (n * 1170..(n + 1) * 1170).map(noisy).collect::<Vec<_>>();
+    let small = |n: u64| vec![noisy(n)];
+    for (page, most) in
+        [(&large as &dyn Fn(u64) -> Vec<Extent>, PACK_PAGES_MAX - 1), (&small, PACK_PAGES_MAX)]
+    {
+        let mut pages: Vec<EncodedPage> = Vec::new();
+        let refused = loop {
+            let next = EncodedPage::new(&page(pages.len() as u64)).unwrap();
+            if !fits_pack(&pages, &next) {
+                break next;
+            }
+            pages.push(next);
+        };
+        assert!(pages.len() > 30 && pages.len() <= most, "{} pages", pages.len());
+        let pack = encode_pages(identity, &pages, None).unwrap();
+        assert!(pack.bytes.len() <= PACK_BYTES_MAX, "{} bytes", pack.bytes.len());
+        let last = pack.pages[pages.len() - 1].place.unwrap();
+        let read = samples::read_page(&pack.bytes, identity.volume, identity.id, last, None).unwrap();
+        assert_eq!(read, page(pages.len() as u64 - 1));
+        pages.push(refused);
+        pages.push(EncodedPage::new(&page(pages.len() as u64)).unwrap());
+        let refused = encode_pages(identity, &pages, None).unwrap_err();
+        assert!(matches!(refused, CodecError::TooLarge { .. }), "{refused}");
+    }
 }
 
 #[test]

@@ -3,15 +3,16 @@
 use bytes::Bytes;
 use holdfast_engine::buffer::Mutation;
 use holdfast_engine::codec::{
-    ChunkEntry, Chunks, Codec, CodecError, DataKey, Frame, Identity, ObjectKind, decode_chunk, decode_frame,
-    decode_index, decode_page, decode_record, decode_root, decode_segment_table, decode_snapshot_map,
-    encode_frame, encode_index, encode_page, encode_record, encode_root, encode_segment, encode_snapshot_map,
+    ChunkEntry, Chunks, Codec, CodecError, DataKey, EncodedPage, Frame, Identity, ObjectKind, decode_chunk,
+    decode_frame, decode_index, decode_pack, decode_packed_page, decode_page, decode_record, decode_root,
+    decode_segment_table, decode_snapshot_map, encode_frame, encode_index, encode_pages, encode_record,
+    encode_root, encode_segment, encode_snapshot_map,
 };
 use holdfast_engine::ids::{ObjectId, PoolId, RecordNumber, SnapshotId, VolumeId};
 use holdfast_engine::log::{Control, Grant, GrantMode, Move, Op, Reader, Record, Session, Snapshot};
 use holdfast_engine::map::{
-    Extent, IndexRef, Location, Origin, PageRef, Root, RunRef, SegmentKind, SegmentRef, SnapshotMap,
-    StoredMap,
+    Extent, IndexRef, Location, Origin, PackPlace, PageRef, Root, RunRef, SegmentKind, SegmentRef,
+    SnapshotMap, StoredMap,
 };
 
 use crate::values::{BLOCK, noise};
@@ -86,9 +87,30 @@ pub fn extents() -> Vec<Extent> {
 }
 
 pub fn pages() -> Vec<PageRef> {
+    let near =
+        PageRef { first_lba: 0, end_lba: 1016, volume: VOLUME, id: ObjectId(id(4)), place: None, extents: 2 };
+    let far = PageRef {
+        first_lba: 2000,
+        end_lba: 1 << 33,
+        volume: ANCESTOR,
+        id: ObjectId(id(5)),
+        extents: 2700,
+        ..near
+    };
+    vec![near, far]
+}
+
+/// Two pages of a pack, and one that is an object.
+fn packed_pages() -> Vec<PageRef> {
+    let [near, far] = pages()[..] else { unreachable!("two pages") };
+    let id = ObjectId(id(13));
+    let first = PackPlace { offset: 0x80, len: 0x1234, pages: 64 };
+    let last = PackPlace { offset: 0x1f_ffe0, len: 0xffff, pages: 64 };
+    let later = PageRef { first_lba: 1 << 33, end_lba: 1 << 34, ..near };
     vec![
-        PageRef { first_lba: 0, end_lba: 1016, volume: VOLUME, id: ObjectId(id(4)), extents: 2 },
-        PageRef { first_lba: 2000, end_lba: 1 << 33, volume: ANCESTOR, id: ObjectId(id(5)), extents: 2700 },
+        PageRef { id, place: Some(first), ..near },
+        far,
+        PageRef { id, place: Some(last), extents: 2730, ..later },
     ]
 }
 
@@ -207,8 +229,13 @@ pub fn objects(key: Option<&DataKey>) -> Vec<(&'static str, ObjectKind, Bytes)> 
         encode_record(record, chunks, key).expect("a record within its limits").bytes
     };
     let segment = |codec| encode_segment(identity(), &chunks(codec), key).bytes;
-    let page = |extents: &[Extent]| encode_page(identity(), extents, key).expect("a page within its limits");
-    let index = encode_index(identity(), &pages(), key).expect("an index within its limits");
+    let pages_of = |pages: &[Vec<Extent>]| {
+        let encoded: Result<Vec<_>, _> = pages.iter().map(|page| EncodedPage::new(page)).collect();
+        let encoded = encoded.expect("pages within their limits");
+        encode_pages(identity(), &encoded, key).expect("a pack within its limits").bytes
+    };
+    let page = |extents: Vec<Extent>| pages_of(&[extents]);
+    let index = |pages: &[PageRef]| encode_index(identity(), pages, key).expect("an index within its limits");
     let map = encode_snapshot_map(SESSION, &snapshot_map(), key).expect("a map within its limits");
     vec![
         ("segment-raw", ObjectKind::Segment, segment(Codec::Raw)),
@@ -216,9 +243,12 @@ pub fn objects(key: Option<&DataKey>) -> Vec<(&'static str, ObjectKind, Bytes)> 
         ("segment-zstd", ObjectKind::Segment, segment(Codec::Zstd)),
         ("record-operations", ObjectKind::Record, record_bytes(record(), None)),
         ("record-data", ObjectKind::Record, record_bytes(small_flush(), Some(&chunks(Codec::Lz4)))),
-        ("page-raw", ObjectKind::Page, page(&incompressible())),
-        ("page-lz4", ObjectKind::Page, page(&extents())),
-        ("index", ObjectKind::Index, index),
+        ("page-raw", ObjectKind::Page, page(incompressible())),
+        ("page-lz4", ObjectKind::Page, page(extents())),
+        ("pack-raw", ObjectKind::Pack, pages_of(&[incompressible(), incompressible()])),
+        ("pack-lz4", ObjectKind::Pack, pages_of(&[extents(), incompressible()])),
+        ("index", ObjectKind::Index, index(&pages())),
+        ("index-of-packs", ObjectKind::Index, index(&packed_pages())),
         ("root", ObjectKind::Root, encode_root(SESSION, &root(), key).expect("a root within its limits")),
         ("snapshot-map", ObjectKind::SnapshotMap, map),
         ("journal-frame", ObjectKind::Journal, encode_frame(&frame(), key)),
@@ -267,11 +297,27 @@ pub fn read(
             read_chunks(bytes, &decoded.chunks, segment, key)
         }
         ObjectKind::Page => decode_page(bytes, volume, id, key).map(|_| ()),
+        ObjectKind::Pack => {
+            let places = decode_pack(bytes, volume, id, key)?;
+            places.iter().try_for_each(|place| read_page(bytes, volume, id, *place, key).map(|_| ()))
+        }
         ObjectKind::Index => decode_index(bytes, volume, id, key).map(|_| ()),
         ObjectKind::Root => decode_root(bytes, volume, number, key).map(|_| ()),
         ObjectKind::SnapshotMap => decode_snapshot_map(bytes, volume, id, key).map(|_| ()),
         ObjectKind::Journal => decode_frame(bytes, volume, number.0, key).map(|_| ()),
     }
+}
+
+/// A page of a pack that is there as a whole.
+pub fn read_page(
+    pack: &Bytes,
+    volume: VolumeId,
+    id: ObjectId,
+    place: PackPlace,
+    key: Option<&DataKey>,
+) -> Result<Vec<Extent>, CodecError> {
+    let range = place.range().start as usize..place.range().end as usize;
+    decode_packed_page(pack.slice(range), volume, id, place, key)
 }
 
 fn read_chunks(

@@ -6,8 +6,8 @@ use holdfast_engine::codec::{Codec, DataKey, Identity};
 use holdfast_engine::ids::{ObjectId, PoolId, RecordNumber, SnapshotId, VolumeId};
 use holdfast_engine::log::{Control, Grant, GrantMode, Move, Op, Reader, Record, Session, Snapshot};
 use holdfast_engine::map::{
-    Extent, IndexRef, Location, Origin, PageRef, Root, RunRef, SegmentKind, SegmentRef, SnapshotMap,
-    StoredMap,
+    Extent, IndexRef, Location, Origin, PackPlace, PageRef, Root, RunRef, SegmentKind, SegmentRef,
+    SnapshotMap, StoredMap,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -96,15 +96,33 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 
 /// Pages of a run.
 pub fn pages(max: usize) -> impl Strategy<Value = Vec<PageRef>> {
-    vec((0..1000_u64, 1..1_000_000_u64, volume_id(), object_id(), any::<u32>()), 0..max).prop_map(|pieces| {
-        let mut end = 0;
-        let place = |(gap, blocks, volume, id, extents)| {
-            let first_lba = end + gap;
-            end = first_lba + blocks;
-            PageRef { first_lba, end_lba: end, volume, id, extents }
-        };
-        pieces.into_iter().map(place).collect()
+    pages_at(max, option::of(place()))
+}
+
+/// A place in a pack.
+fn place() -> impl Strategy<Value = PackPlace> {
+    (1..=u16::MAX, 1..=u16::MAX, 1..=16_u8).prop_map(|(at, len, few)| PackPlace {
+        offset: u32::from(at) * 32,
+        len,
+        pages: few * 4,
     })
+}
+
+fn pages_at(
+    max: usize,
+    place: impl Strategy<Value = Option<PackPlace>>,
+) -> impl Strategy<Value = Vec<PageRef>> {
+    vec((0..1000_u64, 1..1_000_000_u64, volume_id(), object_id(), place, 0..4096_u32), 0..max).prop_map(
+        |pieces| {
+            let mut end = 0;
+            let page = |(gap, blocks, volume, id, place, extents)| {
+                let first_lba = end + gap;
+                end = first_lba + blocks;
+                PageRef { first_lba, end_lba: end, volume, id, place, extents }
+            };
+            pieces.into_iter().map(page).collect()
+        },
+    )
 }
 
 fn mode() -> impl Strategy<Value = GrantMode> {
@@ -205,7 +223,7 @@ fn control() -> impl Strategy<Value = Control> {
 }
 
 fn stored_map() -> impl Strategy<Value = StoredMap> {
-    let to_index = |PageRef { first_lba, end_lba, volume, id, extents }| IndexRef {
+    let to_index = |PageRef { first_lba, end_lba, volume, id, extents, .. }| IndexRef {
         first_lba,
         end_lba,
         volume,
@@ -214,7 +232,8 @@ fn stored_map() -> impl Strategy<Value = StoredMap> {
     };
     let run = prop_oneof![
         pages(6).prop_map(RunRef::Pages),
-        pages(6).prop_map(move |pages| RunRef::Indexed(pages.into_iter().map(to_index).collect())),
+        pages_at(6, Just(None))
+            .prop_map(move |pages| RunRef::Indexed(pages.into_iter().map(to_index).collect())),
     ];
     let origin = (any::<[u8; 16]>(), volume_id(), snapshot_id())
         .prop_map(|(pool, volume, snapshot)| Origin { pool: PoolId(pool), volume, snapshot });

@@ -11,13 +11,15 @@ use bytes::Bytes;
 use holdfast_engine::buffer::Mutation;
 use holdfast_engine::codec::{
     ChunkEntry, Codec, DataKey, Envelope, KEY_BYTES, MasterKey, ObjectKind, ObjectName, UserKey, WrappedKey,
-    decode_chunk, decode_frame, decode_index, decode_page, decode_record, decode_root, decode_segment_table,
-    decode_snapshot_map,
+    decode_chunk, decode_frame, decode_index, decode_pack, decode_page, decode_record, decode_root,
+    decode_segment_table, decode_snapshot_map,
 };
 use holdfast_engine::env::Entropy;
 use holdfast_engine::ids::{ObjectId, PoolId};
 use holdfast_engine::log::{Control, GrantMode, Op, Snapshot};
-use holdfast_engine::map::{Extent, IndexRef, Location, PageRef, RunRef, SegmentKind, SegmentRef, StoredMap};
+use holdfast_engine::map::{
+    Extent, IndexRef, Location, PackPlace, PageRef, RunRef, SegmentKind, SegmentRef, StoredMap,
+};
 use serde_json::{Value, json};
 
 use crate::samples::{self, NUMBER, SESSION, VOLUME};
@@ -35,7 +37,9 @@ fn vectors() -> Vec<(String, ObjectKind, Option<DataKey>, Bytes)> {
         samples::objects(None).into_iter().map(|(name, kind, bytes)| (name.to_owned(), kind, None, bytes));
     let sealed = samples::objects(Some(&key))
         .into_iter()
-        .filter(|(name, ..)| ["record-data", "page-raw", "page-lz4", "root", "journal-frame"].contains(name))
+        .filter(|(name, ..)| {
+            ["record-data", "page-raw", "page-lz4", "pack-raw", "root", "journal-frame"].contains(name)
+        })
         .map(|(name, kind, bytes)| (format!("{name}-encrypted"), kind, Some(key.clone()), bytes));
     clear.chain(sealed).collect()
 }
@@ -95,7 +99,7 @@ fn the_same_values_still_encode_to_the_committed_bytes() {
         assert_eq!(to_hex(bytes), read(&format!("{name}.hex")), "{name}");
         compared += 1;
     }
-    assert_eq!(compared, 10);
+    assert_eq!(compared, 13);
 }
 
 #[test]
@@ -194,6 +198,13 @@ fn content(kind: ObjectKind, bytes: &Bytes, id: ObjectId, key: Option<&DataKey>)
             })
         }
         ObjectKind::Page => extents(&decode_page(bytes, VOLUME, id, key).expect(INTACT)),
+        ObjectKind::Pack => {
+            let describe = |place: PackPlace| {
+                let read = samples::read_page(bytes, VOLUME, id, place, key).expect(INTACT);
+                json!({ "offset": place.offset, "len": place.len, "extents": extents(&read) })
+            };
+            decode_pack(bytes, VOLUME, id, key).expect(INTACT).into_iter().map(describe).collect()
+        }
         ObjectKind::Index => pages(&decode_index(bytes, VOLUME, id, key).expect(INTACT)),
         ObjectKind::Root => {
             let root = decode_root(bytes, VOLUME, NUMBER, key).expect(INTACT);
@@ -281,9 +292,13 @@ fn extents(all: &[Extent]) -> Value {
 }
 
 fn pages(all: &[PageRef]) -> Value {
-    let page = |PageRef { first_lba, end_lba, volume, id, extents }: &PageRef| {
+    let page = |PageRef { first_lba, end_lba, volume, id, place, extents }: &PageRef| {
         let (volume, id) = (volume.to_string(), id.to_string());
-        json!({ "first_lba": first_lba, "end_lba": end_lba, "volume": volume, "id": id, "extents": extents })
+        let mut page = json!({ "first_lba": first_lba, "end_lba": end_lba, "volume": volume, "id": id, "extents": extents });
+        if let Some(PackPlace { offset, len, pages }) = place {
+            page["place"] = json!({ "offset": offset, "len": len, "pages": pages });
+        }
+        page
     };
     all.iter().map(page).collect()
 }

@@ -13,7 +13,7 @@ use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, Volum
 use holdfast_engine::journal::{Journal, JournaledBuffer, Owner, Patience};
 use holdfast_engine::lineage::{Lineage, Source};
 use holdfast_engine::log::{Log, Op};
-use holdfast_engine::map::{MapError, PageCache, VolumePages};
+use holdfast_engine::map::{MapError, PageCache, PageLimits, VolumePages};
 use holdfast_engine::pool::{Access, Pool, PoolError, PoolKind, PoolSet};
 use holdfast_engine::store::StoreError;
 use holdfast_engine::volume::{
@@ -151,9 +151,15 @@ impl Visitor {
         let target = open("target", Bucket::Target, &keys.target).await?;
         let both = [(PoolKind::Pool, Arc::clone(&pool)), (PoolKind::Target, Arc::clone(&target))];
         let pools = PoolSet::of(both, env);
-        let (pages, cache) = (PageCache::new(64 << 10), MemoryCache::new(64 << 10));
+        let (pages, cache) = (page_cache(), MemoryCache::new(64 << 10));
         Ok(Self { host: Host { pools: Arc::new(pools), pages, cache: Arc::new(cache) }, pool, target })
     }
+}
+
+/// Volumes of a hundred blocks, with maps of several pages, packs and indexes.
+fn page_cache() -> Arc<PageCache> {
+    let limits = PageLimits { page_bytes: 240, pack_pages: 3, index_pages: 4, inline_pages: 3 };
+    PageCache::for_pages(limits, 64 << 10)
 }
 
 impl Site {
@@ -187,7 +193,7 @@ impl Site {
             let store = Arc::new(self.store(process, *bucket));
             lineage.insert(*volume, Source { store, key: key.clone() });
         }
-        let pages = VolumePages::new(PageCache::new(64 << 10), lineage.clone(), log.volume, log.env.clone());
+        let pages = VolumePages::new(page_cache(), lineage.clone(), log.volume, log.env.clone());
         (pages, lineage)
     }
 
@@ -205,7 +211,6 @@ impl Site {
             outage: Duration::from_secs(30),
             codec: [Codec::Raw, Codec::Lz4, Codec::Zstd][chance.among(0..3) as usize],
             grace: if chance.hits(700) { Duration::ZERO } else { chance.delay(100..30_000) },
-            ..Limits::default()
         }
     }
 

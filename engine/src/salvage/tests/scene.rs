@@ -68,6 +68,15 @@ impl Scene {
     }
 
     pub async fn create(&self, name: &str, source: Option<(VolumeId, SnapshotId)>) -> VolumeId {
+        self.create_of_size(name, BLOCKS * BLOCK_BYTES, source).await
+    }
+
+    pub async fn create_of_size(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        source: Option<(VolumeId, SnapshotId)>,
+    ) -> VolumeId {
         let source = source.map(|(volume, snapshot)| SourceSnapshot {
             pool: Arc::clone(&self.pool),
             volume,
@@ -75,7 +84,7 @@ impl Scene {
         });
         let new = CreateVolume {
             name: name.into(),
-            size_bytes: BLOCKS * BLOCK_BYTES,
+            size_bytes,
             source,
             codec: Codec::Lz4,
             parameters: BTreeMap::new(),

@@ -1,10 +1,10 @@
 //! A scrub says exactly what is damaged, and whom it concerns.
 
 use super::super::{Fault, Place, Scope};
-use super::scene::{BLOCKS, Scene, at, deadline, only, write};
+use super::scene::{BLOCKS, Scene, at, content, deadline, only, write};
 use crate::codec::ENVELOPE_BYTES;
 use crate::ids::{BLOCK_BYTES, SnapshotId, VolumeId};
-use crate::map::{RunRef, map_objects};
+use crate::map::{PageRef, RunRef, map_objects};
 use crate::pool::layout;
 use crate::volume::Volume;
 
@@ -173,6 +173,54 @@ async fn a_damaged_page_concerns_what_no_newer_page_says() {
         let damage = only(&scrubbed);
         assert_eq!((&damage.key, damage.fault), (&key, Fault::Missing));
         assert_eq!(damage.affects, [at(&held, 0..BLOCKS)]);
+    }
+}
+
+#[tokio::test]
+async fn of_a_pack_that_is_lost_all_pages_are_told_together_and_of_one_that_is_there_each() {
+    for encrypted in [false, true] {
+        let mut scene = Scene::new(encrypted).await;
+        // So many extents take three pages.
+        let blocks = 6_000;
+        let id = scene.create_of_size("data", 2 * blocks * BLOCK_BYTES, None).await;
+        let volume = scene.open(id).await;
+        for number in 0..blocks {
+            volume.write(2 * number * BLOCK_BYTES, content(number, 1).into()).await.unwrap();
+        }
+        let snapshot = volume.snapshot("first", "").await.unwrap();
+        let held = Place::Snapshot { id: snapshot, name: "first".into() };
+        let map = crate::snapshot::find(&scene.log(id).await, snapshot, deadline()).await.unwrap().map;
+        let [RunRef::Pages(pages)] = map.map.runs.as_slice() else { panic!("{map:?}") };
+        let [first, second, third] = pages.as_slice() else { panic!("{pages:?}") };
+        let place = second.place.expect("it lies in a pack");
+        assert!(first.id == second.id && second.id == third.id, "{pages:?}");
+        let key = layout::map(id, second.id);
+
+        scene.flip(&key, place.offset as usize + 100).await;
+        let scrubbed = scene.scrub(id).await;
+        let damage = only(&scrubbed);
+        assert_eq!((&damage.key, damage.fault), (&key, Fault::Checksum));
+        assert_eq!(damage.chunk_offset, Some(place.offset));
+        let lost = |place: &Place, from: &PageRef, to: &PageRef| at(place, from.first_lba..to.end_lba);
+        assert_eq!(damage.affects, [lost(&Place::Head, second, second), lost(&held, second, second)]);
+        scene.flip(&key, place.offset as usize + 100).await;
+
+        scene.flip(&key, ENVELOPE_BYTES).await;
+        let scrubbed = scene.scrub(id).await;
+        let damage = only(&scrubbed);
+        assert_eq!((&damage.key, damage.fault, damage.chunk_offset), (&key, Fault::Checksum, None));
+        assert_eq!(damage.affects, [], "no reader needs the table of a pack");
+        scene.flip(&key, ENVELOPE_BYTES).await;
+
+        scene.delete(&key).await;
+        let scrubbed = scene.scrub(id).await;
+        let damage = only(&scrubbed);
+        assert_eq!((&damage.key, damage.fault, damage.chunk_offset), (&key, Fault::Missing, None));
+        let told = |place: &Place| -> u64 {
+            damage.affects.iter().filter(|lost| lost.place == *place).map(|lost| lost.len).sum()
+        };
+        let named = pages.iter().map(|page| (page.end_lba - page.first_lba) * BLOCK_BYTES).sum();
+        assert_eq!((told(&Place::Head), told(&held)), (named, named));
     }
 }
 
