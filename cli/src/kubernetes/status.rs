@@ -268,8 +268,9 @@ mod tests {
             },
         }))
         .unwrap();
-        let all = rows(&[policy.clone()], &[point.clone()], None);
-        let rows = rows(&[policy], &[point], Some("shop"));
+        let (policies, points) = ([policy], [point]);
+        let all = rows(&policies, &points, None);
+        let rows = rows(&policies, &points, Some("shop"));
         assert_eq!(rows.len(), 1, "{rows:?}");
         let restored: Vec<&Protected> = all.iter().filter(|row| row.policy.is_none()).collect();
         let [restored] = restored[..] else { panic!("{all:?}") };
