@@ -8,6 +8,9 @@ use holdfast_e2e::{Result, process::Cmd, repository};
 
 const LIMIT: Duration = Duration::from_secs(24 * 3600);
 
+/// The size of the volumes that are overwritten.
+const SOAK_MIB: u64 = 64;
+
 /// Which runs.
 #[derive(Args)]
 pub struct Options {
@@ -17,7 +20,7 @@ pub struct Options {
     /// Run this seed alone, and print what happens
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
-    /// Instead, overwrite volumes for a long time with snapshots held, and measure what that takes
+    /// Instead, overwrite larger volumes than the usual tests do with snapshots held, and measure what that takes
     #[arg(long, conflicts_with_all = ["seeds", "seed"])]
     soak: bool,
 }
@@ -27,7 +30,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let cargo = Cmd::new("cargo").dir(repository()).limit(LIMIT);
     if options.soak {
         let package = ["test", "--release", "--package", "holdfast-engine", "--test", "soak", "--locked"];
-        cargo.args(package).args(["--", "--ignored", "--nocapture"]).show()?;
+        let cargo = cargo.env("HOLDFAST_SOAK_MIB", SOAK_MIB.to_string());
+        cargo.args(package).args(["overwrites", "--", "--nocapture"]).show()?;
         return Ok(ExitCode::SUCCESS);
     }
     let cargo = cargo.args(["test", "--package", "holdfast-engine", "--test", "sim", "--locked", "--quiet"]);

@@ -2,7 +2,7 @@
 //!
 //! # Policy
 //! Segments are rewritten until what all of them take is within a sixth of what the head and the snapshots need of
-//! them. Of two that give back the same for what copying them costs, the older goes first: what has stayed so long
+//! them; within less where the maps of many snapshots take much themselves. Of two that give back the same for what copying them costs, the older goes first: what has stayed so long
 //! tends to stay, and what is young loses more blocks by waiting. Small ones (data that travelled in records, small
 //! flushes) are gathered into full segments, the oldest first, so that there are never more than so many of them. A
 //! round moves about twice what was written since the last one.
@@ -27,8 +27,9 @@ const SMALL_PART: u64 = 4;
 /// them and a few that it has not filled, so it comes to rest.
 const SMALL_BYTES: u64 = 8 << 10;
 const SMALL_MIN: usize = 8;
-/// What stays unused at most, as a part of what is live.
+/// What stays unused at most, as a part of what is live; half of it where maps take more than their part.
 const SLACK_PART: u64 = 6;
+const MAPS_PART: u64 = 32;
 /// Bytes that a copy takes beyond the live ones, at most: of each chunk its entry in the table, a trailer and what it
 /// compresses worse alone; of each segment its envelope and the table's begin. So a copy never looks worth copying.
 const CHUNK_EXTRA_BYTES: u64 = 64;
@@ -98,6 +99,9 @@ pub(super) fn choose(needed: &Needed, bounds: Bounds<'_>) -> BTreeMap<ObjectId, 
     }
     let gathered: BTreeSet<ObjectId> = choice.chosen.keys().copied().collect();
     segments.retain(|(_, usage)| spare_bytes(usage) > 0);
+    let maps_beyond = needed.map_bytes.saturating_sub(live_bytes / MAPS_PART);
+    let slack_bytes = live_bytes / SLACK_PART;
+    let slack_bytes = slack_bytes.saturating_sub(maps_beyond).max(slack_bytes / 2);
     let newest = covered.0 + 1;
     segments.sort_by_cached_key(|(_, usage)| {
         let age = u128::from(newest.saturating_sub(usage.birth.0).isqrt());
@@ -105,7 +109,7 @@ pub(super) fn choose(needed: &Needed, bounds: Bounds<'_>) -> BTreeMap<ObjectId, 
         std::cmp::Reverse(gain / u128::from(copy_bytes(usage) + usage.size_bytes))
     });
     for (id, usage) in segments {
-        if choice.stored_bytes <= live_bytes + live_bytes / SLACK_PART {
+        if choice.stored_bytes <= live_bytes + slack_bytes {
             break;
         }
         choice.take(*id, usage);

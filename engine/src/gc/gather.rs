@@ -2,10 +2,11 @@
 //! number at a time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::mark::{Usage, own};
 use crate::ids::{CHUNK_BLOCKS_MAX, ObjectId, VolumeId};
-use crate::map::{Diff, Extent, Location, MapError, MapView, Walk};
+use crate::map::{Diff, Extent, Extents, Location, MapError, MapView, Walk};
 
 /// Chunks in hand at most.
 const PIECES_MAX: usize = 1 << 17;
@@ -17,43 +18,52 @@ pub(super) struct Piece {
     pub chunk: Location,
     /// Where that block belongs.
     pub lba: u64,
-    /// Which blocks are needed, the first one the lowest bit; and which of them by the head.
-    needed: u16,
-    in_head: u16,
+    /// For each block who needs it.
+    needed: [Option<Newest>; CHUNK_BLOCKS_MAX as usize],
 }
 
+/// The newest that names a block: the head is 0, and the snapshots follow, from the newest on. All snapshots that share
+/// it, from that one to the oldest that names the block, go before the block is garbage.
+pub(super) type Newest = u16;
+
+/// The head.
+pub(super) const HEAD: Newest = 0;
+
 impl Piece {
-    /// The needed blocks as extents, those that the head needs apart from those that only snapshots need.
-    pub fn extents(&self) -> Vec<(Extent, bool)> {
-        let mut extents: Vec<(Extent, bool)> = Vec::new();
-        for at in (0..self.chunk.chunk_blocks).filter(|at| self.needed & mask(*at, 1) != 0) {
-            let in_head = self.in_head & mask(at, 1) != 0;
+    /// The needed blocks as extents, by the newest that names them.
+    pub fn extents(&self) -> Vec<(Newest, Extent)> {
+        let mut extents: Vec<(Newest, Extent)> = Vec::new();
+        for (at, needed) in (0..self.chunk.chunk_blocks).zip(self.needed) {
+            let Some(newest) = needed else { continue };
             let lba = self.lba + u64::from(at);
             match extents.last_mut() {
-                Some((last, class)) if *class == in_head && last.end() == lba => last.blocks += 1,
-                _ => extents.push((Extent { lba, blocks: 1, location: Some(self.chunk.skip(at)) }, in_head)),
+                Some((class, last)) if *class == newest && last.end() == lba => last.blocks += 1,
+                _ => extents.push((newest, Extent { lba, blocks: 1, location: Some(self.chunk.skip(at)) })),
             }
         }
         extents
     }
 }
 
-fn mask(first: u8, blocks: u8) -> u16 {
-    ((1u32 << blocks) - 1).wrapping_shl(u32::from(first)) as u16
-}
-
 /// Finds the needed blocks of some segments.
 #[derive(Debug)]
 pub(super) struct Gather<'a> {
     volume: VolumeId,
-    head: MapView,
-    /// Newest first.
-    snapshots: Vec<MapView>,
+    /// The head's, then the snapshots', newest first.
+    names: Vec<Names>,
     segments: &'a BTreeMap<ObjectId, Usage>,
     /// Up to here all were found.
     lba: u64,
-    /// Where the head, and then each snapshot, next says anything of interest.
+    /// Where each of them next says anything of interest.
     next: Vec<u64>,
+}
+
+/// What a map names: the head's; or a snapshot's, and the next newer one does not.
+#[derive(Debug)]
+pub(super) enum Names {
+    Head(MapView),
+    Known(Arc<Extents>),
+    Compared { newer: MapView, older: MapView },
 }
 
 /// What was found of a range of blocks.
@@ -63,15 +73,10 @@ struct Found {
 }
 
 impl<'a> Gather<'a> {
-    /// Of these segments, as the head and the snapshots (newest first) name them.
-    pub fn new(
-        volume: VolumeId,
-        head: MapView,
-        snapshots: Vec<MapView>,
-        segments: &'a BTreeMap<ObjectId, Usage>,
-    ) -> Self {
-        let next = vec![0; snapshots.len() + 1];
-        Self { volume, head, snapshots, segments, lba: 0, next }
+    /// Of these segments, as the head and then the snapshots (newest first) name them.
+    pub fn new(volume: VolumeId, names: Vec<Names>, segments: &'a BTreeMap<ObjectId, Usage>) -> Self {
+        let next = vec![0; names.len()];
+        Self { volume, names, segments, lba: 0, next }
     }
 
     /// The chunks of the next blocks; none at the end.
@@ -97,34 +102,43 @@ impl<'a> Gather<'a> {
         Ok(Some(found.pieces.into_values().collect()))
     }
 
-    /// Looks into the head's map, or into a snapshot's: what it names and the next newer one does not. Answers where it
-    /// says more.
+    /// Looks at what one of the maps names. Answers where it says more.
     async fn look(&self, at: usize, found: &mut Found) -> Result<u64, MapError> {
         let begin = self.next[at].max(self.lba);
-        let Some(snapshot) = at.checked_sub(1).map(|older| &self.snapshots[older]) else {
-            let mut walk = Walk::from(&self.head, begin);
-            while let Some(extents) = walk.next().await? {
-                for extent in extents {
+        match &self.names[at] {
+            Names::Head(head) => {
+                let mut walk = Walk::from(head, begin);
+                while let Some(extents) = walk.next().await? {
+                    for extent in extents {
+                        if extent.lba >= found.end {
+                            return Ok(extent.lba);
+                        }
+                        self.note(&extent, at, found);
+                    }
+                }
+            }
+            Names::Known(extents) => {
+                for extent in extents.from(begin) {
                     if extent.lba >= found.end {
                         return Ok(extent.lba);
                     }
-                    self.note(&extent, true, found);
+                    self.note(&extent, at, found);
                 }
             }
-            return Ok(u64::MAX);
-        };
-        let newer = at.checked_sub(2).map_or(&self.head, |newer| &self.snapshots[newer]);
-        let mut diff = Diff::new(newer, snapshot, begin);
-        while let Some(extent) = diff.next().await? {
-            if extent.lba >= found.end {
-                return Ok(extent.lba);
+            Names::Compared { newer, older } => {
+                let mut diff = Diff::new(newer, older, begin);
+                while let Some(extent) = diff.next().await? {
+                    if extent.lba >= found.end {
+                        return Ok(extent.lba);
+                    }
+                    self.note(&extent, at, found);
+                }
             }
-            self.note(&extent, false, found);
         }
         Ok(u64::MAX)
     }
 
-    fn note(&self, extent: &Extent, in_head: bool, found: &mut Found) {
+    fn note(&self, extent: &Extent, at: usize, found: &mut Found) {
         let Some(location) = own(self.volume, extent).filter(|l| self.segments.contains_key(&l.segment.id))
         else {
             return;
@@ -132,10 +146,12 @@ impl<'a> Gather<'a> {
         let lba = extent.lba - u64::from(location.chunk_offset);
         let chunk = Location { chunk_offset: 0, ..location };
         let key = (lba, location.segment.id, location.stored_offset);
-        let piece = found.pieces.entry(key).or_insert(Piece { chunk, lba, needed: 0, in_head: 0 });
-        let blocks = mask(location.chunk_offset, extent.blocks as u8);
-        piece.needed |= blocks;
-        piece.in_head |= if in_head { blocks } else { 0 };
+        let nobody = Piece { chunk, lba, needed: [None; CHUNK_BLOCKS_MAX as usize] };
+        let piece = found.pieces.entry(key).or_insert(nobody);
+        let blocks = piece.needed.iter_mut().skip(location.chunk_offset.into()).take(extent.blocks as usize);
+        // Of very many snapshots the oldest count as one.
+        let newest = Newest::try_from(at).unwrap_or(Newest::MAX);
+        blocks.for_each(|needed| *needed = Some(needed.map_or(newest, |known| known.min(newest))));
         // Chunks end at multiples of their greatest length, so that an end there parts none.
         let end = extent.lba - extent.lba % u64::from(CHUNK_BLOCKS_MAX);
         if found.pieces.len() > PIECES_MAX && end > self.lba {
@@ -153,7 +169,7 @@ mod tests {
     use crate::map::{SegmentKind, SegmentRef};
 
     #[test]
-    fn what_the_head_needs_of_a_chunk_is_told_apart_from_what_only_snapshots_need() {
+    fn the_blocks_of_a_chunk_are_told_apart_by_the_newest_that_names_them() {
         let segment = SegmentRef {
             volume: VolumeId::NONE,
             birth: RecordNumber(1),
@@ -163,12 +179,16 @@ mod tests {
         let (codec, chunk_blocks, chunk_offset) = (Codec::Raw, 16, 0);
         let chunk =
             Location { segment, stored_offset: 72, stored_len: 65_552, codec, chunk_blocks, chunk_offset };
-        let piece = Piece { chunk, lba: 32, needed: 0b1110_0000_0011_1101, in_head: 0b0110_0000_0000_1100 };
+        let mut needed = [None; 16];
+        for (at, newest) in [(0, 2), (2, 0), (3, 0), (4, 2), (5, 2), (13, 0), (14, 0), (15, 1)] {
+            needed[at] = Some(newest);
+        }
+        let piece = Piece { chunk, lba: 32, needed };
         let extents = piece.extents();
         let found: Vec<_> =
-            extents.iter().map(|(extent, in_head)| (extent.lba, extent.blocks, *in_head)).collect();
-        assert_eq!(found, [(32, 1, false), (34, 2, true), (36, 2, false), (45, 2, true), (47, 1, false)]);
-        assert!(extents.iter().all(|(extent, _)| {
+            extents.iter().map(|(newest, extent)| (*newest, extent.lba, extent.blocks)).collect();
+        assert_eq!(found, [(2, 32, 1), (HEAD, 34, 2), (2, 36, 2), (HEAD, 45, 2), (1, 47, 1)]);
+        assert!(extents.iter().all(|(_, extent)| {
             extent.location.is_some_and(|place| u64::from(place.chunk_offset) == extent.lba - 32)
         }));
     }

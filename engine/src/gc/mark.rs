@@ -8,19 +8,22 @@
 //!
 //! # Cost
 //! Every page of the head is read once, and once those of the newest pinned snapshot. Of each other snapshot only what
-//! differs from the next newer one is read: what a snapshot names and its successor does not. In memory stand about a
-//! hundred bytes for each segment and record with data, 16 for each page, and the list of runs of each snapshot.
+//! differs from the next newer one is read: what a snapshot names and its successor does not; and that once, not in each
+//! round ([`super::differences`]). In memory stand about a hundred bytes for each segment and record with data, 16 for
+//! each page (twice that for those in use), and the list of runs of each snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::GcError;
+use super::differences::{Differences, Held, LIMIT_BYTES, Pair};
 use crate::ids::{ObjectId, RecordNumber, SnapshotId, VolumeId};
 use crate::log::{Control, Log};
 use crate::map::{
-    Diff, Extent, Location, MapError, MapObject, MapView, SegmentKind, SnapshotMap, StoredMap, Walk,
-    add_map_objects,
+    Diff, Extent, Extents, ExtentsWriter, Location, MapError, MapObject, MapView, SegmentKind, SnapshotMap,
+    StoredMap, Walk, add_map_objects,
 };
 use crate::snapshot;
 use crate::store::StoreError;
@@ -56,8 +59,12 @@ pub(super) struct Needed {
     pub records: BTreeMap<RecordNumber, ObjectId>,
     /// Pages, indexes and snapshot maps.
     pub map_objects: BTreeSet<ObjectId>,
-    /// The maps of the snapshots without a pin, newest first.
-    pub snapshots: Vec<SnapshotMap>,
+    /// Those of them that the head and the present maps of snapshots consist of.
+    pub present_maps: BTreeSet<ObjectId>,
+    /// What these take, once a listing has shown it.
+    pub map_bytes: u64,
+    /// The snapshots without a pin, newest first.
+    pub snapshots: Vec<Held>,
 }
 
 /// Marks what is needed.
@@ -66,6 +73,7 @@ pub(super) struct Mark<'a> {
     log: &'a Log,
     cut: &'a Cut,
     deadline: Instant,
+    differences: &'a mut Differences,
     pub needed: Needed,
     /// Snapshot maps that are marked already.
     maps: BTreeSet<ObjectId>,
@@ -91,12 +99,14 @@ impl<'a> Mark<'a> {
         cut: &'a Cut,
         roots: &[RecordNumber],
         pinned: &BTreeSet<SnapshotId>,
+        differences: &'a mut Differences,
         deadline: Instant,
     ) -> Result<Self, GcError> {
         let mut mark = Self {
             log,
             cut,
             deadline,
+            differences,
             needed: Needed::default(),
             maps: BTreeSet::new(),
             objects: BTreeSet::new(),
@@ -104,9 +114,11 @@ impl<'a> Mark<'a> {
         };
         mark.head().await?;
         for view in &cut.unmapped {
-            mark.difference(&cut.head, view, As::Older).await?;
+            mark.difference(None, &cut.head, view, As::Older).await?;
         }
         mark.snapshots(pinned).await?;
+        mark.own_objects();
+        mark.needed.present_maps = mark.needed.map_objects.clone();
         for (age, number) in roots.iter().enumerate() {
             match mark.root(*number).await {
                 // A root that a session put, or whose put landed, so late that its pages were collected. Nobody builds
@@ -133,24 +145,27 @@ impl<'a> Mark<'a> {
     /// The snapshots, newest first: those without a pin as what differs from the next newer one, or the head; those
     /// with one in full, since all they name stays where it is.
     async fn snapshots(&mut self, pinned: &BTreeSet<SnapshotId>) -> Result<(), GcError> {
-        let mut newer = self.cut.head.clone();
-        let mut newer_pinned: Option<MapView> = None;
+        let (mut newer, mut newer_id) = (self.cut.head.clone(), None);
+        let mut newer_pinned: Option<(MapView, ObjectId)> = None;
         for (id, found) in self.cut.control.snapshots.iter().rev() {
             let Some(map) = found.map else { continue };
             let stored = self.read(map).await?;
             let view = self.view(&stored.map);
             self.present.insert(*id, view.clone());
             if !pinned.contains(id) {
-                self.difference(&newer, &view, As::Snapshot).await?;
-                self.needed.snapshots.push(stored);
-                newer = view;
+                let pair = newer_id.map(|newer| (newer, map));
+                let only = self.difference(pair, &newer, &view, As::Snapshot).await?;
+                self.needed.snapshots.push(Held { map: stored, only });
+                (newer, newer_id) = (view, Some(map));
                 continue;
             }
             match &newer_pinned {
-                Some(newer) => self.difference(newer, &view, As::Pinned).await?,
+                Some((newer, id)) => {
+                    self.difference(Some((*id, map)), newer, &view, As::Pinned).await?;
+                }
                 None => self.whole(&view).await?,
             }
-            newer_pinned = Some(view);
+            newer_pinned = Some((view, map));
         }
         Ok(())
     }
@@ -158,16 +173,27 @@ impl<'a> Mark<'a> {
     async fn root(&mut self, number: RecordNumber) -> Result<(), GcError> {
         let root = self.log.root(number, self.deadline).await?;
         let root = root.ok_or(GcError::Overtaken { volume: self.log.volume })?;
-        self.difference(&self.cut.head, &self.view(&root.map), As::Older).await?;
+        self.difference(None, &self.cut.head, &self.view(&root.map), As::Older).await?;
         self.snapshots_of(&root.control).await
     }
 
-    /// A root may show snapshots that were forgotten since, and maps that were rewritten.
+    /// A root may show snapshots that were forgotten since, and maps that were rewritten. They too name what the next
+    /// newer ones of the root name, all of which is marked by then, and what an earlier round has found beside it.
     async fn snapshots_of(&mut self, control: &Control) -> Result<(), GcError> {
-        for (id, found) in &control.snapshots {
-            let Some(map) = found.map.filter(|map| !self.maps.contains(map)) else { continue };
-            let stored = self.read(map).await?;
-            self.against_present(*id, &stored.map, As::Older).await?;
+        let mut newer = None;
+        for (id, found) in control.snapshots.iter().rev() {
+            let Some(map) = found.map else { continue };
+            if !self.maps.contains(&map) {
+                let stored = self.read(map).await?;
+                match newer.and_then(|newer| self.differences.get((newer, map))) {
+                    Some(known) => {
+                        add_map_objects(&self.view(&stored.map), &mut self.objects).await?;
+                        known.from(0).for_each(|extent| self.note(&extent, As::Older));
+                    }
+                    None => self.against_present(*id, &stored.map, As::Older).await?,
+                }
+            }
+            newer = Some(map);
         }
         Ok(())
     }
@@ -189,10 +215,16 @@ impl<'a> Mark<'a> {
         Ok(())
     }
 
-    async fn read(&mut self, map: ObjectId) -> Result<SnapshotMap, GcError> {
+    async fn read(&mut self, map: ObjectId) -> Result<Arc<SnapshotMap>, GcError> {
         self.maps.insert(map);
         self.needed.map_objects.insert(map);
-        snapshot::read_map(self.log, map, self.deadline).await.map_err(GcError::from_log)
+        if let Some(known) = self.differences.map(map) {
+            return Ok(known);
+        }
+        let read = snapshot::read_map(self.log, map, self.deadline).await.map_err(GcError::from_log)?;
+        let read = Arc::new(read);
+        self.differences.note_map(read.clone());
+        Ok(read)
     }
 
     fn view(&self, map: &StoredMap) -> MapView {
@@ -201,21 +233,50 @@ impl<'a> Mark<'a> {
 
     async fn against_present(&mut self, id: SnapshotId, map: &StoredMap, needed: As) -> Result<(), GcError> {
         let present = self.present.get(&id).unwrap_or(&self.cut.head).clone();
-        Ok(self.difference(&present, &self.view(map), needed).await?)
+        self.difference(None, &present, &self.view(map), needed).await?;
+        Ok(())
     }
 
-    /// Marks what `older` names and `newer` does not.
-    async fn difference(&mut self, newer: &MapView, older: &MapView, needed: As) -> Result<(), MapError> {
+    /// Marks what `older` names and `newer` does not, and answers it, if that is not too much. It is remembered if both
+    /// are the maps of a `pair`.
+    async fn difference(
+        &mut self,
+        pair: Option<Pair>,
+        newer: &MapView,
+        older: &MapView,
+        needed: As,
+    ) -> Result<Option<Arc<Extents>>, MapError> {
         add_map_objects(older, &mut self.objects).await?;
+        if let Some(known) = pair.and_then(|pair| self.differences.get(pair)) {
+            known.from(0).for_each(|extent| self.note(&extent, needed));
+            return Ok(Some(known));
+        }
+        let mut only = Some(ExtentsWriter::new(self.differences.segments()));
         let mut diff = Diff::new(newer, older, 0);
         while let Some(extent) = diff.next().await? {
-            match needed {
-                As::Snapshot => self.needed.note_used(self.log.volume, &extent, true),
-                As::Pinned => self.needed.note_pinned(self.log.volume, &extent),
-                As::Older => self.needed.note_older(self.log.volume, &extent),
+            if own(self.log.volume, &extent).is_none() {
+                continue;
             }
+            self.note(&extent, needed);
+            if let Some(writer) = &mut only {
+                writer.push(extent)?;
+            }
+            only = only.filter(|writer| writer.bytes() <= LIMIT_BYTES);
         }
-        Ok(())
+        let Some(only) = only else { return Ok(None) };
+        let only = Arc::new(only.finish()?);
+        if let Some(pair) = pair {
+            self.differences.note(pair, only.clone());
+        }
+        Ok(Some(only))
+    }
+
+    fn note(&mut self, extent: &Extent, needed: As) {
+        match needed {
+            As::Snapshot => self.needed.note_used(self.log.volume, extent, true),
+            As::Pinned => self.needed.note_pinned(self.log.volume, extent),
+            As::Older => self.needed.note_older(self.log.volume, extent),
+        }
     }
 
     /// Marks all that a pinned snapshot names.

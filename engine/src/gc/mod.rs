@@ -6,7 +6,7 @@
 //! needed ([`mark`]), deletes what two rounds have found unneeded ([`sweep`]), and rewrites segments that are mostly
 //! overwritten ([`relocate`]): those that are worth it ([`choose`]), as far as the head or a snapshot needs them
 //! ([`gather`]). Snapshots then get new maps ([`generations`]). A round that leaves garbage is followed by another after
-//! the grace time; then an idle volume makes no requests. [`collect_detached`] does the same for a volume that is
+//! the grace time, and so is the deletion of some part of the snapshots; then an idle volume makes no requests. [`collect_detached`] does the same for a volume that is
 //! attached nowhere, and [`reclaim`] removes a deleted one.
 //!
 //! # Guarantees
@@ -21,6 +21,7 @@
 
 mod choose;
 mod detached;
+mod differences;
 mod error;
 mod gather;
 mod generations;
@@ -44,6 +45,7 @@ pub use reclaim::reclaim;
 
 use crate::ids::RecordNumber;
 use crate::volume::{Volume, VolumeError, Work};
+use differences::Differences;
 use sweep::Sweeper;
 
 /// When a round is due.
@@ -61,7 +63,8 @@ impl Default for Rhythm {
     }
 }
 
-/// A round is due when this part of the live data has been written.
+/// A round is due when this part of the live data has been written; or more than this part of the snapshots deleted, and
+/// the grace time has passed.
 const PROPORTION: u64 = 32;
 
 /// What a round did.
@@ -75,6 +78,8 @@ pub struct Round {
     pub moved_bytes: u64,
     /// Stored bytes of the data that the head names, and snapshots without a pin.
     pub live_bytes: u64,
+    /// Those snapshots.
+    pub snapshots: u64,
 }
 
 /// Collects the garbage of one session's volume.
@@ -82,6 +87,7 @@ pub struct Round {
 pub struct Collector {
     volume: Volume,
     sweeper: Sweeper,
+    differences: Differences,
     /// What the session had written when the last round ended.
     seen: Work,
     /// Up to here maps of snapshots may have been switched; none until the first round.
@@ -91,24 +97,28 @@ pub struct Collector {
 impl Collector {
     /// A collector for an open volume. One session has one.
     pub fn new(volume: Volume) -> Self {
-        Self { sweeper: Sweeper::new(volume.clone()), volume, seen: Work::default(), switched: None }
+        let (sweeper, differences) = (Sweeper::new(volume.clone()), Differences::default());
+        Self { volume, sweeper, differences, seen: Work::default(), switched: None }
     }
 
     /// One round.
     pub async fn round(&mut self) -> Result<Round, GcError> {
-        let written_bytes = self.volume.work().bytes.saturating_sub(self.seen.bytes);
-        let mut swept = self.sweeper.sweep().await?;
+        let begun = self.volume.work();
+        let written_bytes = begun.bytes.saturating_sub(self.seen.bytes);
+        let mut swept = self.sweeper.sweep(&mut self.differences).await?;
         // What other sessions switched lies before the newest root.
         let switched = *self.switched.get_or_insert(swept.newest);
         let newest = swept.cut.control.snapshots.keys().next_back();
         let held = newest.map_or(RecordNumber(0), |newest| switched.max(RecordNumber(newest.0)));
-        let relocated = relocate::relocate(&self.volume, &mut swept, held, written_bytes).await?;
+        let relocated =
+            relocate::relocate(&self.volume, &mut swept, &mut self.differences, held, written_bytes).await?;
         self.switched = self.switched.max(relocated.switched);
-        // What the round itself has written calls for no other.
-        self.seen = self.volume.work();
+        // What the round itself has written calls for no other; snapshots deleted meanwhile do.
+        self.seen = Work { deletions: begun.deletions, ..self.volume.work() };
         let live_bytes = swept.needed.used.values().map(|usage| usage.live_bytes).sum();
         let (deleted, left) = (swept.deleted, swept.left);
-        Ok(Round { deleted, left, moved_bytes: relocated.bytes, live_bytes })
+        let snapshots = swept.needed.snapshots.len() as u64;
+        Ok(Round { deleted, left, moved_bytes: relocated.bytes, live_bytes, snapshots })
     }
 }
 
@@ -122,23 +132,32 @@ pub async fn maintain(volume: Volume, rhythm: Rhythm) -> VolumeError {
     let mut collector = Collector::new(volume.clone());
     let mut again: Option<Instant> = None;
     let mut bytes = rhythm.bytes;
+    let mut deletions = 0;
     loop {
         let seen = collector.seen;
         let enough =
             |work: Work| work.bytes - seen.bytes >= bytes || work.records - seen.records >= rhythm.records;
-        let outcome = tokio::select! {
+        let deleted = |work: Work| again.is_none() && work.deletions - seen.deletions > deletions;
+        let due = tokio::select! {
             biased;
-            outcome = volume.worked(enough) => outcome,
-            () = sleep_until(again) => Ok(()),
+            outcome = volume.worked(|work| enough(work) || deleted(work)) => {
+                outcome.map(|()| enough(volume.work()))
+            }
+            () = sleep_until(again) => Ok(true),
         };
-        if let Err(over) = outcome {
-            return over;
+        match due {
+            Ok(true) => again = None,
+            Ok(false) => {
+                again = Some(after_grace(volume.limits().grace));
+                continue;
+            }
+            Err(over) => return over,
         }
-        again = None;
         match collector.round().await {
             Ok(round) => {
                 tracing::debug!(volume = %volume.id(), ?round, "collected garbage");
                 bytes = rhythm.bytes.max(round.live_bytes / PROPORTION);
+                deletions = round.snapshots / PROPORTION;
                 if round.left > 0 || round.moved_bytes > 0 {
                     again = Some(after_grace(volume.limits().grace));
                 }

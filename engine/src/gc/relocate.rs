@@ -19,11 +19,12 @@ use tokio::time::Instant;
 
 use super::GcError;
 use super::choose::{Bounds, choose};
-use super::gather::{Gather, Piece};
-use super::generations::switch;
+use super::differences::{Differences, Held};
+use super::gather::{Gather, HEAD, Names, Newest, Piece};
+use super::generations::{add_late, switch};
 use super::sweep::Swept;
 use crate::codec::{self, ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName, RECORD_MOVES_MAX};
-use crate::ids::{ObjectId, RecordNumber};
+use crate::ids::{ObjectId, RecordNumber, SnapshotId};
 use crate::log::Move;
 use crate::map::{Extent, Location, MapView, SegmentKind, SegmentRef};
 use crate::volume::{Bulk, FetchError, Fetcher, Volume, Writer};
@@ -32,6 +33,10 @@ use crate::volume::{Bulk, FetchError, Fetcher, Volume, Writer};
 pub(super) const STEP_BYTES: u64 = 32 << 20;
 /// How long reading one table, or writing new maps, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What only snapshots need is told apart by its age in so many parts of equal size, or fewer of a segment each: every
+/// segment is read once for each part.
+const PARTS: u64 = 16;
 
 /// What a relocation did.
 #[derive(Debug, Clone, Copy, Default)]
@@ -47,6 +52,7 @@ pub(super) struct Relocated {
 pub(super) async fn relocate(
     volume: &Volume,
     swept: &mut Swept,
+    differences: &mut Differences,
     held: RecordNumber,
     written_bytes: u64,
 ) -> Result<Relocated, GcError> {
@@ -59,21 +65,48 @@ pub(super) async fn relocate(
     if chosen.is_empty() {
         return Ok(Relocated::default());
     }
-    let source = swept.cut.head.source();
-    let snapshots =
-        swept.needed.snapshots.iter().map(|found| MapView::from_stored(source.clone(), &found.map));
-    let mut gather = Gather::new(volume.id(), swept.cut.head.clone(), snapshots.collect(), &chosen);
+    let mut gather = Gather::new(volume.id(), names(&swept.cut.head, &swept.needed.snapshots), &chosen);
     let mut mover = Mover::new(volume);
     let mut switched = None;
+    let mut newest = swept.cut.control.snapshots.keys().next_back().copied().unwrap_or(SnapshotId(0));
     while let Some(pieces) = gather.next().await? {
         mover.copy(pieces).await?;
         let moves = std::mem::take(&mut mover.moves);
         let deadline = Instant::now() + PATIENCE;
+        let snapshots = &mut swept.needed.snapshots;
+        newest = add_late(volume, snapshots, newest, deadline).await?;
+        let held = held.max(RecordNumber(newest.0));
         let named = moves.into_iter().filter(|moved| moved.from.segment.birth <= held).collect();
-        let last = switch(volume, &swept.cut, &mut swept.needed.snapshots, named, deadline).await?;
+        let last = switch(volume, &swept.cut, snapshots, differences, named, deadline).await?;
         switched = last.or(switched);
     }
     Ok(Relocated { bytes: mover.bytes, switched })
+}
+
+/// Cuts `extents` into parts of at least so many bytes, but for the last one.
+fn cut(extents: &[(Newest, Extent)], part_bytes: u64) -> impl Iterator<Item = &[(Newest, Extent)]> {
+    let mut bytes = 0;
+    extents.chunk_by(move |(_, extent), _| {
+        bytes += extent.bytes();
+        let goes_on = bytes < part_bytes;
+        bytes = if goes_on { bytes } else { 0 };
+        goes_on
+    })
+}
+
+/// Where to find what the head and the snapshots name.
+fn names(head: &MapView, snapshots: &[Held]) -> Vec<Names> {
+    let mut newer = head.clone();
+    let mut names = vec![Names::Head(head.clone())];
+    for held in snapshots {
+        let older = MapView::from_stored(head.source().clone(), &held.map.map);
+        names.push(match &held.only {
+            Some(only) => Names::Known(only.clone()),
+            None => Names::Compared { newer, older: older.clone() },
+        });
+        newer = older;
+    }
+    names
 }
 
 #[derive(Debug, Default)]
@@ -98,25 +131,27 @@ impl<'a> Mover<'a> {
         Self { volume, bulk, step: Step::default(), bytes: 0, moves: Vec::new() }
     }
 
-    /// Copies the pieces, and commits: what the head needs apart from what only snapshots need, which goes with them;
-    /// segment by segment, in the order of their births, so that data of one age comes to lie together.
+    /// Copies the pieces, and commits: what the head needs, segment by segment in the order of their births, so that
+    /// data of one age comes to lie together; and apart from it what only snapshots need, by the newest of those, so
+    /// that what goes with the same snapshots does.
     async fn copy(&mut self, pieces: Vec<Piece>) -> Result<(), GcError> {
-        let extents = pieces.iter().flat_map(Piece::extents);
-        let (in_head, in_snapshots): (Vec<_>, Vec<_>) = extents.partition(|(_, in_head)| *in_head);
-        for (mut extents, in_head) in [(in_head, true), (in_snapshots, false)] {
-            extents.sort_by_key(|(extent, _)| extent.location.map(|l| (l.segment.birth, l)));
-            let mut batch: Vec<Extent> = Vec::new();
-            let mut batch_bytes = 0;
-            for (extent, _) in extents {
-                batch_bytes += extent.bytes();
-                batch.push(extent);
-                if batch_bytes >= self.volume.limits().segment_bytes {
-                    batch_bytes = 0;
-                    self.copy_batch(std::mem::take(&mut batch), in_head).await?;
-                }
-            }
-            self.copy_batch(batch, in_head).await?;
-            self.commit().await?;
+        let mut extents: Vec<(Newest, Extent)> = pieces.iter().flat_map(Piece::extents).collect();
+        extents.sort_by_key(|(newest, _)| *newest);
+        let snapshots = extents.split_off(extents.partition_point(|(newest, _)| *newest == HEAD));
+        self.copy_part(&extents, true).await?;
+        self.commit().await?;
+        let bytes: u64 = snapshots.iter().map(|(_, extent)| extent.bytes()).sum();
+        for part in cut(&snapshots, self.volume.limits().segment_bytes.max(bytes / PARTS)) {
+            self.copy_part(part, false).await?;
+        }
+        self.commit().await
+    }
+
+    async fn copy_part(&mut self, part: &[(Newest, Extent)], in_head: bool) -> Result<(), GcError> {
+        let mut part = part.to_vec();
+        part.sort_by_key(|(_, extent)| extent.location.map(|location| (location.segment.birth, location)));
+        for batch in cut(&part, self.volume.limits().segment_bytes) {
+            self.copy_batch(batch.iter().map(|(_, extent)| *extent).collect(), in_head).await?;
         }
         Ok(())
     }

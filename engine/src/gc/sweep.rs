@@ -29,6 +29,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
+use super::differences::Differences;
 use super::history::History;
 use super::mark::{Mark, Needed};
 use super::{GcError, pins};
@@ -127,7 +128,8 @@ impl Sweeper {
     }
 
     /// One sweep.
-    pub async fn sweep(&mut self) -> Result<Swept, GcError> {
+    pub async fn sweep(&mut self, differences: &mut Differences) -> Result<Swept, GcError> {
+        differences.begin_round();
         let deadline = Instant::now() + PATIENCE;
         let pinned = pins::forget_snapshots(&self.volume, deadline).await?;
         self.volume.append(vec![Op::Noop], true).await?;
@@ -141,7 +143,7 @@ impl Sweeper {
         let stay: Vec<RecordNumber> = roots.iter().rev().take(2).map(|(number, _)| *number).collect();
         let covered = stay.get(1).copied().unwrap_or_default();
         let log = self.volume.log().clone();
-        let mut mark = Mark::of(&log, &cut, &stay, &pinned, deadline).await?;
+        let mut mark = Mark::of(&log, &cut, &stay, &pinned, differences, deadline).await?;
 
         let mut look = self.look(&cut, &mut mark.needed, covered, deadline).await?;
         for map in self.generations(&cut, &look, &pinned, deadline).await? {
@@ -233,8 +235,12 @@ impl Sweeper {
         })
         .await?;
         self.list(&layout::maps(volume), deadline, |listed| {
-            let unneeded = |id: &ObjectId| !needed.map_objects.contains(id);
-            garbage.extend(layout::object_id_in(&listed.key).filter(unneeded).map(Object::Map));
+            let Some(id) = layout::object_id_in(&listed.key) else { return };
+            if needed.present_maps.contains(&id) {
+                needed.map_bytes += listed.size_bytes;
+            } else if !needed.map_objects.contains(&id) {
+                garbage.insert(Object::Map(id));
+            }
         })
         .await?;
         self.list(&layout::records(volume), deadline, |listed| {

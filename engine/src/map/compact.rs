@@ -1,8 +1,10 @@
 //! Keeping the runs of a map few: neighbours are merged, a bounded amount at a time.
 //!
 //! # Policy
-//! A run must have at least twice as many pages as all newer runs together; where one has fewer, the newer runs are
-//! merged into it. So there are about log₃(pages) runs, and each entry is rewritten a few times for each of them.
+//! A run must have at least twice as many entries as all newer runs together; where one has fewer, the newer runs are
+//! merged into it. So there are about log₃(pages) runs and a few smaller than a page, and each entry is rewritten a few
+//! times for each of them. What a snapshot shares with the next one is thus most of its map, however little was written
+//! in between.
 //! What fits the budget is merged at once. What does not is merged range by range over many steps: after each, the
 //! target has what the newer runs said about the range, and they say nothing about it any more. A map over a huge
 //! volume is thus never rewritten in one go, and small runs do not pile up while a large merge is under way.
@@ -33,8 +35,11 @@ pub struct Compactor {
     unfinished: BTreeMap<usize, u64>,
 }
 
-/// A run has so many times as many pages as all newer ones together.
+/// A run has so many times as many entries as all newer ones together.
 const RATIO: usize = 2;
+
+/// A run of fewer entries counts as if it had so many: a sixteenth of a page. Very small runs are not worth a layer.
+const ENTRIES_MIN: usize = 160;
 
 impl Compactor {
     /// How many pages to rewrite per checkpoint that wrote `pages`: more than an entry is ever rewritten on its way
@@ -107,13 +112,15 @@ pub(super) async fn merge_neighbours(
 /// Which run to merge all newer ones into. The largest group that fits the budget and has reason to be merged; if
 /// none does, the newest run with a reason.
 fn next_target(runs: &[RunRef], unfinished: &BTreeMap<usize, u64>, budget: usize) -> Option<usize> {
-    let mut newer = 0;
+    let (mut newer, mut newer_entries) = (0, 0);
     let mut newest = None;
     let mut fits = None;
     for (at, run) in runs.iter().enumerate() {
-        let pages = run.pages();
-        let wanted = at > 0 && (pages < RATIO * newer || unfinished.contains_key(&(runs.len() - 1 - at)));
-        newer += pages;
+        let entries = run.entries().max(ENTRIES_MIN);
+        let is_small = entries < RATIO * newer_entries;
+        let wanted = at > 0 && (is_small || unfinished.contains_key(&(runs.len() - 1 - at)));
+        newer += run.pages();
+        newer_entries += entries;
         if wanted {
             newest = newest.or(Some(at));
             if newer <= budget {

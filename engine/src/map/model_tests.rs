@@ -6,10 +6,11 @@ use std::sync::Arc;
 use futures::FutureExt;
 use proptest::prelude::*;
 
+use super::cursor::with_holes;
 use super::testing::{MemorySource, Model, VOLUME, extent, hole};
 use super::{
     Access, Checkpoint, Compactor, Diff, Extent, Location, Map, MapObject, MapView, PageSource, Restater,
-    RunRef, StoredMap, Walk, live_blocks, map_objects,
+    RunRef, StoredMap, Walk, live_blocks, map_objects, restated,
 };
 use crate::codec::EncodedPage;
 use crate::log::{Move, Op};
@@ -214,21 +215,47 @@ impl World {
                 });
             }
         }
-        let mut restater = Restater::new(self.pages.clone(), moved.values().copied().collect());
+        let stored: Vec<StoredMap> = self
+            .snapshots
+            .iter()
+            .map(|(view, _)| view.to_stored().expect("a checkpoint came before"))
+            .collect();
+        let mut restater = Restater::new(self.pages.clone(), moved.values().copied().collect(), &stored);
+        let before: Vec<Vec<Extent>> = self.differences().await;
         for (view, model) in &mut self.snapshots {
             let stored = view.to_stored().expect("a checkpoint came before");
-            let restated = restater.restate(&stored).await.unwrap();
+            let found = restater.restate(&stored).await.unwrap();
             let before = model.clone();
             for (lba, location) in model.0.iter_mut().enumerate() {
                 let moved = location.and_then(|from| moved.get(&(lba as u64, from)));
                 *location = moved.map_or(*location, |moved| moved.to.location);
             }
             // Entries that newer runs hide may be restated too.
-            assert!(restated.is_some() || before == *model);
-            let restated = restated.unwrap_or(stored);
-            assert!(restated.runs.len() < 12, "{} runs", restated.runs.len());
-            *view = MapView::from_stored(self.pages.clone(), &restated);
+            assert!(found.is_some() || before == *model);
+            let found = found.unwrap_or(stored);
+            assert!(found.runs.len() <= 16, "{} runs", found.runs.len());
+            *view = MapView::from_stored(self.pages.clone(), &found);
         }
+        let blocks = |extents: &[Extent]| Model::of(0..BLOCKS, &with_holes(0..BLOCKS, extents.to_vec()));
+        for (before, after) in before.iter().zip(self.differences().await) {
+            let after_moves: Vec<Extent> =
+                before.iter().flat_map(|extent| restated(extent, restater.moves())).collect();
+            assert_eq!(blocks(&after_moves), blocks(&after), "maps differ where they differed before");
+        }
+    }
+
+    /// What each snapshot names and the next newer one does not.
+    async fn differences(&self) -> Vec<Vec<Extent>> {
+        let mut differences = Vec::new();
+        for two in self.snapshots.windows(2) {
+            let mut diff = Diff::new(&two[1].0, &two[0].0, 0);
+            let mut only = Vec::new();
+            while let Some(extent) = diff.next().await.unwrap() {
+                only.extend(extent.location.map(|_| extent));
+            }
+            differences.push(only);
+        }
+        differences
     }
 
     /// Deletes the pages and packs that neither the map nor a snapshot names; how many.

@@ -4,9 +4,9 @@
 //! A *patch* of a run says, for each block that the run finds in a place that data was moved from, where the data lies
 //! now. It stands right above its run, so that newer runs hide it where they hid the run. What it says depends on the
 //! run and the moves alone: all maps that share the run share the patch, and the cost follows what was moved, neither
-//! the number of snapshots nor the size of their maps. Neighbouring runs are merged where the newer one has at least
-//! half as many entries as the older, so that a map keeps few runs however often it is restated; maps that share
-//! neighbours share what they are merged into.
+//! the number of snapshots nor the size of their maps. A map keeps few runs however often it is restated: of more than
+//! [`RUNS_MAX`] those neighbours are merged that have the fewest entries for each map that shares them: mostly patches of
+//! what many snapshots have. Maps that share neighbours share what they are merged into.
 //!
 //! # Guarantees
 //! The restated map reads the same bytes: it names copies of the same data. What is not moved, or hidden in every map,
@@ -23,7 +23,11 @@ use super::compact::merge_neighbours;
 use super::cursor::{Reading, RunCursor};
 use super::run::{RunWriter, run_of};
 use super::{Extent, MapError, MapPart, PageSource, RunRef, StoredMap};
+use crate::ids::CHUNK_BLOCKS_MAX;
 use crate::log::Move;
+
+/// Runs of a restated map at most.
+const RUNS_MAX: usize = 16;
 
 /// A run by the pages or indexes that it consists of.
 type RunName = Vec<MapPart>;
@@ -35,15 +39,30 @@ pub struct Restater {
     /// By the blocks; several may concern a block, of which maps name different versions.
     moves: Vec<Move>,
     patches: BTreeMap<RunName, Option<RunRef>>,
+    /// How many maps share a run.
+    sharers: BTreeMap<RunName, usize>,
     /// What neighbours (the newer, the older, whether nothing is older) became.
     merged: BTreeMap<(RunName, RunName, bool), Option<RunRef>>,
 }
 
 impl Restater {
-    /// For these moves.
-    pub fn new(source: Arc<dyn PageSource>, mut moves: Vec<Move>) -> Self {
+    /// For these moves, and `maps` that are going to be restated.
+    pub fn new<'a>(
+        source: Arc<dyn PageSource>,
+        mut moves: Vec<Move>,
+        maps: impl IntoIterator<Item = &'a StoredMap>,
+    ) -> Self {
         moves.sort_by_key(|moved| moved.to.lba);
-        Self { source, moves, patches: BTreeMap::new(), merged: BTreeMap::new() }
+        let mut sharers = BTreeMap::new();
+        for run in maps.into_iter().flat_map(|map| &map.runs) {
+            *sharers.entry(name(run)).or_default() += 1;
+        }
+        Self { source, moves, patches: BTreeMap::new(), sharers, merged: BTreeMap::new() }
+    }
+
+    /// The moves, in order of the blocks.
+    pub fn moves(&self) -> &[Move] {
+        &self.moves
     }
 
     /// The map with what was moved named at its new place; none if it names nothing of it.
@@ -64,12 +83,15 @@ impl Restater {
     }
 
     async fn patch(&mut self, run: &RunRef) -> Result<Option<RunRef>, MapError> {
-        let name = name(run);
-        if let Some(known) = self.patches.get(&name) {
+        let key = name(run);
+        if let Some(known) = self.patches.get(&key) {
             return Ok(known.clone());
         }
         let patch = self.write_patch(run).await?;
-        self.patches.insert(name, patch.clone());
+        if let Some(patch) = &patch {
+            self.sharers.insert(name(patch), self.sharers(run));
+        }
+        self.patches.insert(key, patch.clone());
         Ok(patch)
     }
 
@@ -93,49 +115,73 @@ impl Restater {
         run_of(&self.source, writer.finish().await?).await
     }
 
-    /// Merges neighbours, the oldest first, until each run has more than twice the entries of the next newer one.
-    async fn fold(&mut self, runs: Vec<RunRef>) -> Result<Vec<RunRef>, MapError> {
-        let mut oldest_first: Vec<RunRef> = Vec::new();
-        for run in runs.into_iter().rev() {
-            oldest_first.push(run);
-            while let [.., older, newer] = &oldest_first[..]
-                && 2 * self.entries(newer) >= self.entries(older)
-            {
-                let oldest = oldest_first.len() == 2;
-                let key = (name(newer), name(older), oldest);
-                let merged = match self.merged.get(&key) {
-                    Some(known) => known.clone(),
-                    None => {
-                        let merged = merge_neighbours(&self.source, newer, older, oldest).await?;
-                        self.merged.insert(key, merged.clone());
-                        merged
-                    }
-                };
-                oldest_first.truncate(oldest_first.len() - 2);
-                oldest_first.extend(merged);
-            }
+    /// Merges neighbours until the runs are few.
+    async fn fold(&mut self, mut runs: Vec<RunRef>) -> Result<Vec<RunRef>, MapError> {
+        while runs.len() > RUNS_MAX {
+            let cost = |newer: &usize| self.merge_cost(&runs[*newer], &runs[newer + 1]);
+            let Some(newer) = (0..runs.len() - 1).rev().min_by_key(cost) else { break };
+            let merged = self.merge(&runs[newer], &runs[newer + 1], newer + 2 == runs.len()).await?;
+            runs.splice(newer..newer + 2, merged);
         }
-        oldest_first.reverse();
-        Ok(oldest_first)
+        Ok(runs)
     }
 
-    /// About how many entries a run has.
-    fn entries(&self, run: &RunRef) -> usize {
-        match run {
-            RunRef::Pages(pages) => pages.iter().map(|page| page.extents as usize).sum(),
-            RunRef::Indexed(_) => run.pages() * (self.source.limits().page_bytes / ENTRY_BYTES),
+    /// Entries to write for each map that shares both, in thousandths.
+    fn merge_cost(&self, newer: &RunRef, older: &RunRef) -> usize {
+        (newer.entries() + older.entries()) * 1000 / self.sharers(newer).min(self.sharers(older))
+    }
+
+    /// At least the map in hand.
+    fn sharers(&self, run: &RunRef) -> usize {
+        self.sharers.get(&name(run)).copied().unwrap_or(1)
+    }
+
+    async fn merge(
+        &mut self,
+        newer: &RunRef,
+        older: &RunRef,
+        oldest: bool,
+    ) -> Result<Option<RunRef>, MapError> {
+        let key = (name(newer), name(older), oldest);
+        if let Some(known) = self.merged.get(&key) {
+            return Ok(known.clone());
         }
+        let merged = merge_neighbours(&self.source, newer, older, oldest).await?;
+        if let Some(merged) = &merged {
+            let sharers = self.sharers(newer).min(self.sharers(older));
+            self.sharers.insert(name(merged), sharers);
+        }
+        self.merged.insert(key, merged.clone());
+        Ok(merged)
     }
 }
-
-/// Bytes of an entry in a page.
-const ENTRY_BYTES: usize = 24;
 
 fn name(run: &RunRef) -> RunName {
     match run {
         RunRef::Pages(pages) => pages.iter().map(MapPart::from).collect(),
         RunRef::Indexed(indexes) => indexes.iter().map(MapPart::from).collect(),
     }
+}
+
+/// What `extent` says after the moves (in order of the blocks), in order: the same of every map that says it.
+pub fn restated(extent: &Extent, moves: &[Move]) -> Vec<Extent> {
+    let first = moves.partition_point(|moved| moved.to.lba + u64::from(CHUNK_BLOCKS_MAX) <= extent.lba);
+    let near = moves[first..].iter().take_while(|moved| moved.to.lba < extent.end());
+    let mut places: Vec<Extent> = near.filter_map(|moved| new_place(extent, moved)).collect();
+    places.sort_by_key(|place| place.lba);
+    let mut said = Vec::with_capacity(1);
+    let mut lba = extent.lba;
+    for place in places {
+        if lba < place.lba {
+            said.push(extent.slice(lba, place.lba));
+        }
+        lba = place.end();
+        said.push(place);
+    }
+    if lba < extent.end() {
+        said.push(extent.slice(lba, extent.end()));
+    }
+    said
 }
 
 /// Where the part of `extent` lies now that `moved` is about.

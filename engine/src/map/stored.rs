@@ -102,6 +102,9 @@ impl From<&IndexRef> for MapObject {
     }
 }
 
+/// Entries of a full page, about.
+const PAGE_ENTRIES: usize = 2500;
+
 /// A sorted run of the map: its pages do not overlap. A newer run hides the older ones where it says anything.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +121,14 @@ impl RunRef {
         match self {
             Self::Pages(pages) => pages.len(),
             Self::Indexed(indexes) => indexes.iter().map(|index| index.pages as usize).sum(),
+        }
+    }
+
+    /// How many entries it has; if it is large, about.
+    pub fn entries(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.iter().map(|page| page.extents as usize).sum(),
+            Self::Indexed(_) => self.pages() * PAGE_ENTRIES,
         }
     }
 }

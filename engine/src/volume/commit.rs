@@ -250,7 +250,9 @@ impl Committer {
         drop(ownership);
         self.shared.size_bytes.store(self.control.size_bytes, Ordering::Release);
         self.shared.buffer.free(taken.last);
-        self.shared.board.appended(batches.iter().map(|batch| batch.stored_bytes()).sum());
+        let stored_bytes = batches.iter().map(|batch| batch.stored_bytes()).sum();
+        let deletions = ops.iter().filter(|op| matches!(op, Op::DeleteSnapshot { .. })).count() as u64;
+        self.shared.board.appended(stored_bytes, deletions);
         self.shared.board.committed(taken.last);
         Ok(record.number)
     }

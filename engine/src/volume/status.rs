@@ -18,6 +18,8 @@ pub struct Work {
     pub records: u64,
     /// Bytes of data, in segments and in records, as stored.
     pub bytes: u64,
+    /// Snapshots deleted.
+    pub deletions: u64,
 }
 
 /// How far the session has come.
@@ -71,11 +73,12 @@ impl StatusBoard {
         self.board.send_modify(|status| status.committed = status.committed.max(sequence));
     }
 
-    /// Notes a record that makes so many bytes of data visible.
-    pub fn appended(&self, bytes: u64) {
+    /// Notes a record that makes so many bytes of data visible and deletes so many snapshots.
+    pub fn appended(&self, bytes: u64, deletions: u64) {
         self.board.send_modify(|status| {
             status.work.records += 1;
             status.work.bytes += bytes;
+            status.work.deletions += deletions;
         });
     }
 

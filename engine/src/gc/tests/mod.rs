@@ -1,5 +1,6 @@
 //! The collector against a store in memory whose clock the tests set.
 
+mod differences;
 mod ends;
 mod generations;
 mod races;
