@@ -2,10 +2,11 @@
 //!
 //! # Policy
 //! Segments are rewritten until what all of them take is within a sixth of what the head and the snapshots need of
-//! them; within less where the maps of many snapshots take much themselves. Of two that give back the same for what copying them costs, the older goes first: what has stayed so long
-//! tends to stay, and what is young loses more blocks by waiting. Small ones (data that travelled in records, small
-//! flushes) are gathered into full segments, the oldest first, so that there are never more than so many of them. A
-//! round moves about twice what was written since the last one.
+//! them; within less where the maps of many snapshots take much themselves. Of two that give back the same for what
+//! copying them costs, the older goes first: what has stayed so long tends to stay, and what is young loses more blocks
+//! by waiting. Small ones (data that travelled in records, small flushes) are gathered into full segments, the oldest
+//! first, so that there are never more than so many of them. A round moves about twice what was written since the last
+//! one.
 //!
 //! What snapshots name is rewritten only where that gives back more than new maps for all snapshots take, unless it is
 //! small. What a pinned snapshot names stays.

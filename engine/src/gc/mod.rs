@@ -6,8 +6,8 @@
 //! needed ([`mark`]), deletes what two rounds have found unneeded ([`sweep`]), and rewrites segments that are mostly
 //! overwritten ([`relocate`]): those that are worth it ([`choose`]), as far as the head or a snapshot needs them
 //! ([`gather`]). Snapshots then get new maps ([`generations`]). A round that leaves garbage is followed by another after
-//! the grace time, and so is the deletion of some part of the snapshots; then an idle volume makes no requests. [`collect_detached`] does the same for a volume that is
-//! attached nowhere, and [`reclaim`] removes a deleted one.
+//! the grace time, and so is the deletion of some part of the snapshots; then an idle volume makes no requests.
+//! [`collect_detached`] does the same for a volume that is attached nowhere, and [`reclaim`] removes a deleted one.
 //!
 //! # Guarantees
 //! Nothing is deleted that the head, the two newest roots, a snapshot or a pinned snapshot reaches, or that any session

@@ -8,8 +8,8 @@
 //!
 //! # Assumptions
 //! A creation that was given up has left a Dead record and a description, which stand in the way of a creator that is
-//! slow: they stay. Nothing can bring a deleted volume back, so that a root of its last state, with an empty map, may be put by whoever
-//! removes it. Only collectors can hold it; their grants are revoked first.
+//! slow: they stay. Nothing can bring a deleted volume back, so that a root of its last state, with an empty map, may be
+//! put by whoever removes it. Only collectors can hold it; their grants are revoked first.
 //!
 //! # Crash behaviour
 //! A repeated call goes on where the last one stopped.
