@@ -9,8 +9,6 @@ use crate::{ALONE, for_a_while};
 
 const KILLS: usize = 60;
 const KILLS_OF_BOTH: usize = 10;
-/// The longest that one request may take. Without other load it is a fraction of a second.
-const STALL_LIMIT: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_kills_of_node_plugin_and_keeper_cause_no_error_and_lose_nothing() {
@@ -33,18 +31,11 @@ async fn sixty_kills_of_node_plugin_and_keeper_cause_no_error_and_lose_nothing()
         assert!(load.goes_on(), "kill {kill} was noticed");
     }
     let ended = load.end();
-    let seen = &ended.seen;
-    ended.ledger.check();
     println!(
-        "{plugin_kills} kills of the node plugin and {keeper_kills} of the keeper, 0 errors; fio: {} writes, {} \
-         verifying reads; ledger: {} fsyncs; longest stall {:?}, longest takeover {takeover:?}",
-        seen.writes,
-        seen.verifying_reads,
-        ended.ledger.acknowledged(),
-        seen.stall,
+        "{plugin_kills} kills of the node plugin and {keeper_kills} of the keeper, 0 errors; {ended}, longest takeover \
+         {takeover:?}"
     );
-    assert!(seen.verifying_reads > 1_000, "fio verified too little");
-    assert!(seen.stall < STALL_LIMIT, "the longest stall was {:?}", seen.stall);
+    ended.check(1_000);
     ended.detach_and_check(&mut site, &mut node).await;
 }
 

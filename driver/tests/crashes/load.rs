@@ -1,10 +1,16 @@
 //! Two volumes of a node under load: fio verifies on one, and the ledger books what is acknowledged on the other.
 
+use std::fmt;
+use std::time::Duration;
+
 use holdfast_csi_proto::csi::Volume;
 
 use crate::fio::{Fio, Seen};
 use crate::ledger::{Ledger, Writers};
 use crate::site::{Node, Site, block};
+
+/// The longest that one request may take. Without other load it is a fraction of a second.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The load, while it runs.
 pub struct Load {
@@ -53,7 +59,23 @@ impl Load {
     }
 }
 
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Seen { writes, verifying_reads, stall } = self.seen;
+        let fsyncs = self.ledger.acknowledged();
+        write!(f, "fio: {writes} writes, {verifying_reads} verifying reads; ")?;
+        write!(f, "ledger: {fsyncs} fsyncs; longest stall {stall:?}")
+    }
+}
+
 impl Ended {
+    /// Nothing that was acknowledged is lost, fio verified more than so much, and nothing took too long.
+    pub fn check(&self, verifying_reads: u64) {
+        self.ledger.check();
+        assert!(self.seen.verifying_reads > verifying_reads, "fio verified too little");
+        assert!(self.seen.stall < STALL_LIMIT, "the longest stall was {:?}", self.seen.stall);
+    }
+
     /// Detaches the volumes, and checks that nothing of what was acknowledged was in memory only.
     pub async fn detach_and_check(self, site: &mut Site, node: &mut Node) {
         for volume in &self.volumes {

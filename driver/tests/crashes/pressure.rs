@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::common::eventually;
 use crate::load::Load;
@@ -11,8 +10,6 @@ use crate::site::{MIB, Site};
 use crate::{ALONE, for_a_while};
 
 const KILLS: usize = 8;
-/// The longest that one request may take.
-const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// What the limit is lowered by until nothing is left to reclaim.
 const STEP_BYTES: u64 = 1 << 20;
 
@@ -98,17 +95,7 @@ async fn a_node_plugin_that_is_killed_for_want_of_memory_loses_nothing() {
         assert!(load.goes_on(), "kill {kill} was noticed");
     }
     let ended = load.end();
-    let seen = &ended.seen;
-    ended.ledger.check();
-    println!(
-        "{} kills for want of memory, 0 errors; fio: {} writes, {} verifying reads; ledger: {} fsyncs; longest stall {:?}",
-        group.kills(),
-        seen.writes,
-        seen.verifying_reads,
-        ended.ledger.acknowledged(),
-        seen.stall,
-    );
-    assert!(seen.verifying_reads > 100, "fio verified too little");
-    assert!(seen.stall < STALL_LIMIT, "the longest stall was {:?}", seen.stall);
+    println!("{} kills for want of memory, 0 errors; {ended}", group.kills());
+    ended.check(100);
     ended.detach_and_check(&mut site, &mut node).await;
 }

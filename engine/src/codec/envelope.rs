@@ -215,9 +215,6 @@ pub(super) struct ObjectWriter {
     sealer: Sealer,
 }
 
-/// Large objects begin at addresses that are multiples of this, from which a disk can take them without a copy.
-const MEMORY_ALIGN: usize = 4096;
-
 /// A body, ready to be sealed.
 #[derive(Debug)]
 pub(super) struct Body {
@@ -238,19 +235,8 @@ impl ObjectWriter {
         Self::within(Vec::new(), 1, kind, identity, key, body, data_bytes)
     }
 
-    /// As [`Self::new`], in memory that was used for another object before, and aligned to [`MEMORY_ALIGN`].
-    pub(super) fn aligned(
-        memory: Vec<u8>,
-        kind: ObjectKind,
-        identity: Identity,
-        key: Option<&DataKey>,
-        body: &Body,
-        data_bytes: usize,
-    ) -> Self {
-        Self::within(memory, MEMORY_ALIGN, kind, identity, key, body, data_bytes)
-    }
-
-    fn within(
+    /// As [`Self::new`], in memory that was used for another object before, at an address that is a multiple of `align`.
+    pub(super) fn within(
         memory: Vec<u8>,
         align: usize,
         kind: ObjectKind,

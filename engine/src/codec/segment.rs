@@ -8,6 +8,9 @@ use super::wire::Reader;
 use super::{ChunkEntry, Chunks, CodecError, DataKey, Identity, ObjectKind, ObjectName};
 use crate::ids::{ObjectId, SessionId, VolumeId};
 
+/// Segments begin at addresses that are multiples of this, from which a disk can take them without a copy.
+const MEMORY_ALIGN: usize = 4096;
+
 /// A segment, ready to be put.
 #[derive(Debug, Clone)]
 pub struct EncodedSegment {
@@ -34,14 +37,8 @@ pub fn encode_segment_within(
     let encrypted = key.is_some();
     let mut body = Body { bytes: Vec::with_capacity(chunks.table_bytes()), lz4: false };
     chunks.encode_table(&mut body.bytes, encrypted);
-    let mut object = ObjectWriter::aligned(
-        memory,
-        ObjectKind::Segment,
-        identity,
-        key,
-        &body,
-        chunks.data_bytes(encrypted),
-    );
+    let (kind, data_bytes) = (ObjectKind::Segment, chunks.data_bytes(encrypted));
+    let mut object = ObjectWriter::within(memory, MEMORY_ALIGN, kind, identity, key, &body, data_bytes);
     let chunks = chunks.write(&mut object);
     EncodedSegment { bytes: object.finish(), chunks }
 }

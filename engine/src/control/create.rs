@@ -26,7 +26,6 @@ use crate::log::{Control, ControlOnly, Log, LogError, Op, Put, Record};
 use crate::map::{Origin, Root, StoredMap};
 use crate::pool::{Access, NewVolume, Parent, Pool, PoolError, layout};
 use crate::snapshot::{self, SnapshotState};
-use crate::store::StoreError;
 
 /// A volume to make.
 #[derive(Debug, Clone)]
@@ -326,9 +325,5 @@ async fn put_first_root(log: &Log, map: StoredMap, deadline: Instant) -> Result<
     let root = Root { volume: log.volume, id, number: RecordNumber(0), control: Control::default(), map };
     let body = codec::encode_root(SessionId::NONE, &root, log.key.as_ref())?;
     let key = layout::root(log.volume, root.number);
-    match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
-        // Only this creation puts it: an attempt whose reply was lost.
-        Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(log.put_own(&key, &body, deadline).await?)
 }

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use crate::ids::{GrantId, ObjectId};
 use crate::log::{Control, Decided, Decision, Grant, GrantMode, Inert, Log, LogError, Op};
 use crate::pool::layout;
-use crate::store::StoreError;
 
 /// Why a volume could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -158,10 +157,7 @@ async fn revoke_all(
 async fn put_fence(log: &Log, grant: GrantId, deadline: Instant) -> Result<(), LogError> {
     let key = layout::fence(log.volume, grant);
     let body = bytes::Bytes::from_static(b"{}");
-    match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
-        Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(log.put_own(&key, &body, deadline).await?)
 }
 
 /// The state of a volume, from a replay.

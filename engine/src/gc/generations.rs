@@ -24,7 +24,6 @@ use crate::log::{Log, LogError, Move, Op};
 use crate::map::{Restater, SnapshotMap};
 use crate::pool::layout;
 use crate::snapshot;
-use crate::store::StoreError;
 use crate::volume::{Cut, Volume};
 
 /// Snapshots switched by one record.
@@ -100,9 +99,5 @@ async fn put(volume: &Volume, map: &SnapshotMap, deadline: Instant) -> Result<()
     let log: &Log = volume.log();
     let body = codec::encode_snapshot_map(volume.session(), map, log.key.as_ref()).map_err(LogError::from)?;
     let key = layout::map(log.volume, map.id);
-    match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
-        // The id is random: an attempt whose reply was lost.
-        Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(log.put_own(&key, &body, deadline).await?)
 }

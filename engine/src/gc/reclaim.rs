@@ -118,11 +118,9 @@ async fn last_root(log: &Log, control: &Control, deadline: Instant) -> Result<Re
     let body =
         codec::encode_root(SessionId::NONE, &root, log.key.as_ref()).map_err(crate::log::LogError::from)?;
     let key = layout::root(volume, number);
-    match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
-        // Another's root of the same state says the same.
-        Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(number),
-        Err(error) => Err(error.into()),
-    }
+    // Another's root of the same state says the same.
+    log.put_own(&key, &body, deadline).await?;
+    Ok(number)
 }
 
 /// Deletes everything below `prefix` but the root `except`.

@@ -45,7 +45,10 @@ impl<'a> Ring<'a> {
 }
 
 /// What the disk answers, unless it takes longer than `patience`.
-async fn in_time<T>(patience: Duration, answer: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(super) async fn in_time<T>(
+    patience: Duration,
+    answer: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
     let late = || format!("the disk has not answered within {patience:?}");
     let answer = tokio::time::timeout(patience, answer).await;
     answer.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, late())))

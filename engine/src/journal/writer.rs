@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::header::{FRAMES_START, Header, Place};
+use super::open::in_time;
 use super::{Laid, Shared, State, frame_bytes, laid_bytes};
 use crate::buffer::Mutation;
 use crate::codec::{self, Frame};
@@ -153,8 +154,5 @@ fn around(capacity: u64, position: u64, mut bytes: Bytes) -> Vec<(u64, Bytes)> {
 }
 
 async fn to_disk(shared: &Shared, writes: Vec<(u64, Bytes)>) -> Result<(), String> {
-    match tokio::time::timeout(shared.patience.disk, shared.disk.write(writes)).await {
-        Ok(written) => written.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("a write has not ended within {:?}", shared.patience.disk)),
-    }
+    in_time(shared.patience.disk, shared.disk.write(writes)).await.map_err(|error| error.to_string())
 }

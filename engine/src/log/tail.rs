@@ -151,6 +151,15 @@ impl Log {
         Ok(Some(codec::decode_segment_table(&bytes, self.volume, id, self.key.as_ref())))
     }
 
+    /// Puts an object that nobody else puts otherwise: what is there already comes from an attempt whose reply was lost,
+    /// or says the same.
+    pub(crate) async fn put_own(&self, key: &str, body: &Bytes, deadline: Instant) -> Result<(), StoreError> {
+        match self.retry(deadline, || self.store.put_if_absent(key, body.clone())).await {
+            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Tries an idempotent request until it is answered or the deadline has passed.
     pub(crate) async fn retry<T, F>(
         &self,

@@ -215,11 +215,7 @@ impl Bulk {
         self.uploads.push(Box::pin(async move {
             let key = layout::segment(log.volume, id);
             let deadline = tokio::time::Instant::now() + super::PATIENCE;
-            match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
-                // The id is random: what is there is ours.
-                Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(segment),
-                Err(error) => Err(error),
-            }
+            log.put_own(&key, &body, deadline).await.map(|()| segment)
         }));
         while self.uploads.len() >= PARALLEL {
             self.land().await?;

@@ -14,7 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -261,7 +260,7 @@ impl Work {
                 map: stored(&written, view)?,
             };
             let body = codec::encode_snapshot_map(self.session, &map, self.log.key.as_ref())?;
-            put(&self.log, layout::map(self.log.volume, id), body, deadline).await?;
+            self.log.put_own(&layout::map(self.log.volume, id), &body, deadline).await?;
             found.map = Some(id);
             snapshots.insert(*snapshot, id);
         }
@@ -284,7 +283,7 @@ impl Work {
             map,
         };
         let body = codec::encode_root(self.session, &root, self.log.key.as_ref())?;
-        put(&self.log, layout::root(root.volume, root.number), body, deadline).await?;
+        self.log.put_own(&layout::root(root.volume, root.number), &body, deadline).await?;
         match self.log.root(root.number, deadline).await? {
             Some(found) if found.id == root.id => {}
             // Only another session can have been here, so this one is over; its next append will find out.
@@ -320,15 +319,6 @@ async fn names_pages(
         }
     }
     Ok(false)
-}
-
-/// Puts an object that nobody else puts.
-async fn put(log: &Log, key: String, body: Bytes, deadline: Instant) -> Result<(), LogError> {
-    match log.retry(deadline, || log.store.put_if_absent(&key, body.clone())).await {
-        // An earlier attempt whose reply was lost.
-        Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 fn stored(written: &Checkpoint, view: &MapView) -> Result<StoredMap, LogError> {
