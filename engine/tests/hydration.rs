@@ -121,11 +121,19 @@ impl Scene {
 
     /// A volume far away with `written` of data, and one in the pool that was restored from it.
     async fn restored(&self, name: &str, written: Range<u64>) -> Restored<'_> {
+        let write = async |volume: &Volume| {
+            for at in written.step_by(MIB as usize) {
+                volume.write(at, data(at, MIB)).await.unwrap();
+            }
+        };
+        self.restored_after(name, write).await
+    }
+
+    /// As [`Self::restored`], with what `write` writes.
+    async fn restored_after(&self, name: &str, write: impl AsyncFnOnce(&Volume)) -> Restored<'_> {
         let source = self.create(&self.far, name, None).await;
         let volume = self.open(&self.far, source, self.grant(&self.far, source).await).await;
-        for at in written.step_by(MIB as usize) {
-            volume.write(at, data(at, MIB)).await.unwrap();
-        }
+        write(&volume).await;
         let snapshot = volume.snapshot("s", "").await.unwrap();
         volume.close().await.unwrap();
         let source = SourceSnapshot { pool: Arc::clone(&self.far), volume: source, snapshot };
@@ -334,4 +342,14 @@ async fn progress_is_exact_after_a_restart_and_after_writes() {
     hydrate(restored.volume.clone(), task, progress).await.unwrap();
     assert!(seen.borrow().done);
     assert_eq!(begun.elapsed(), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_where_the_archive_knows_of_nothing_but_discarded_blocks() {
+    let scene = Scene::new().await;
+    let discard = async |volume: &Volume| volume.discard(MIB, MIB).await.unwrap();
+    let restored = scene.restored_after("v", discard).await;
+    let under_way = restored.begin(&Arc::new(Pace::new(0))).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), under_way.end()).await;
+    assert_eq!(ended.unwrap(), Hydration { hydrated_bytes: 0, total_bytes: 0, done: true });
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,6 +26,8 @@ pub(super) struct MemorySource {
     pages: Mutex<BTreeMap<ObjectId, Bytes>>,
     indexes: Mutex<BTreeMap<ObjectId, Vec<PageRef>>>,
     segments: SegmentTable,
+    /// To which volume belongs what is written, if not to [`VOLUME`].
+    volume: OnceLock<VolumeId>,
     next: AtomicU64,
     page_loads: AtomicUsize,
     index_loads: AtomicUsize,
@@ -41,6 +43,15 @@ impl MemorySource {
     pub(super) fn with_small_pages() -> Arc<Self> {
         let limits = PageLimits { page_bytes: 400, pack_pages: 4, index_pages: 5, inline_pages: 3 };
         Arc::new(Self { limits, ..Self::default() })
+    }
+
+    /// From now on `volume` writes.
+    pub(super) fn write_as(&self, volume: VolumeId) {
+        self.volume.set(volume).unwrap();
+    }
+
+    fn volume(&self) -> VolumeId {
+        *self.volume.get().unwrap_or(&VOLUME)
     }
 
     fn id(&self) -> ObjectId {
@@ -131,7 +142,7 @@ impl PageSource for MemorySource {
         tokio::task::yield_now().await;
         assert!((1..=self.limits.pack_pages).contains(&pages.len()), "a pack too large");
         assert!(pages.iter().all(|page| page.extents() * 24 <= self.limits.page_bytes), "a page too large");
-        let identity = Identity { volume: VOLUME, id: self.id(), session: ObjectId([1; 16]) };
+        let identity = Identity { volume: self.volume(), id: self.id(), session: ObjectId([1; 16]) };
         let encoded = codec::encode_pages(identity, &pages, None)?;
         self.pages.lock().unwrap().insert(identity.id, encoded.bytes);
         self.written.fetch_add(pages.len(), Ordering::Relaxed);
@@ -149,7 +160,7 @@ impl PageSource for MemorySource {
         Ok(IndexRef {
             first_lba: pages[0].first_lba,
             end_lba: pages[pages.len() - 1].end_lba,
-            volume: VOLUME,
+            volume: self.volume(),
             id,
             pages: pages.len() as u32,
         })

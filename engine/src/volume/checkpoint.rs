@@ -22,7 +22,7 @@ use crate::codec;
 use crate::ids::{ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
 use crate::log::{Control, Log, LogError, Record, Replayed};
 use crate::map::{
-    Access, Checkpoint, Compactor, Map, MapView, PageRef, Root, RunRef, SnapshotMap, StoredMap,
+    Checkpoint, Compactor, Map, MapView, Root, SnapshotMap, StoredMap, names_pages_of, without_pages_of,
 };
 use crate::pool::layout;
 use crate::store::StoreError;
@@ -272,8 +272,13 @@ impl Work {
         if let Some(compacted) = compactor.step(self.frozen.source(), &map, budget).await? {
             map = compacted;
         }
-        if !self.forget.is_empty() && !names_pages(&self.frozen, &map, &self.forget).await? {
-            map.origins.retain(|origin| !self.forget.contains(&origin.volume));
+        if !self.forget.is_empty() {
+            if let Some(without) = without_pages_of(self.frozen.source(), &map, &self.forget).await? {
+                map = without;
+            }
+            if !names_pages_of(self.frozen.source(), &map, &self.forget).await? {
+                map.origins.retain(|origin| !self.forget.contains(&origin.volume));
+            }
         }
         let root = Root {
             volume: self.log.volume,
@@ -294,31 +299,6 @@ impl Work {
         let done = Done { number: root.number, frozen: self.frozen, stored: root.map, snapshots };
         Ok((done, compactor))
     }
-}
-
-/// Whether `map` names pages or indexes of one of `volumes`.
-async fn names_pages(
-    view: &MapView,
-    map: &StoredMap,
-    volumes: &BTreeSet<VolumeId>,
-) -> Result<bool, LogError> {
-    let names = |pages: &[PageRef]| pages.iter().any(|page| volumes.contains(&page.volume));
-    for run in &map.runs {
-        match run {
-            RunRef::Pages(pages) if names(pages) => return Ok(true),
-            RunRef::Pages(_) => {}
-            RunRef::Indexed(indexes) => {
-                for index in indexes {
-                    if volumes.contains(&index.volume)
-                        || names(&view.source().index(index, Access::Scan).await?)
-                    {
-                        return Ok(true);
-                    }
-                }
-            }
-        }
-    }
-    Ok(false)
 }
 
 fn stored(written: &Checkpoint, view: &MapView) -> Result<StoredMap, LogError> {
