@@ -1,14 +1,14 @@
 //! Which segments to rewrite.
 //!
 //! # Policy
-//! Segments are rewritten until what all of them take is within a sixth of what the head and the snapshots need of
-//! them; within less where the maps of many snapshots take much themselves. Of two that give back the same for what
-//! copying them costs, the older goes first: what has stayed so long tends to stay, and what is young loses more blocks
-//! by waiting. Small ones (data that travelled in records, small flushes) are gathered into full segments, the oldest
-//! first, so that there are never more than so many of them. A round moves about twice what was written since the last
-//! one.
+//! Segments are rewritten until what all of them take is within a sixth of what the head needs of them: what is
+//! overwritten before the next round comes on top of that. Where snapshots hold what is overwritten it is a fifth of what
+//! all need, less what their maps take. Of two that give back the same for what copying them costs, the older goes first:
+//! what has stayed so long tends to stay, and what is young loses more blocks by waiting. Small ones (data that travelled
+//! in records, small flushes) are gathered into full segments, the oldest first, so that there are never more than so many
+//! of them. A round moves about twice what was written since the last one.
 //!
-//! What snapshots name is rewritten only where that gives back more than new maps for all snapshots take, unless it is
+//! What snapshots name is rewritten only where that gives back twice what new maps for all snapshots take, unless it is
 //! small. What a pinned snapshot names stays.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,15 +28,18 @@ const SMALL_PART: u64 = 4;
 /// them and a few that it has not filled, so it comes to rest.
 const SMALL_BYTES: u64 = 8 << 10;
 const SMALL_MIN: usize = 8;
-/// What stays unused at most, as a part of what is live; half of it where maps take more than their part.
-const SLACK_PART: u64 = 6;
-const MAPS_PART: u64 = 32;
+/// What stays unused at most, in thousandths of what is live: of the head alone; of the head and snapshots together with
+/// their maps, where those that are replaced wait to be deleted; and however much the maps take.
+const SLACK: u64 = 167;
+const HELD_SLACK: u64 = 206;
+const HELD_MAPS: u64 = 1500;
+const HELD_SLACK_MIN: u64 = 83;
 /// Bytes that a copy takes beyond the live ones, at most: of each chunk its entry in the table, a trailer and what it
 /// compresses worse alone; of each segment its envelope and the table's begin. So a copy never looks worth copying.
 const CHUNK_EXTRA_BYTES: u64 = 64;
 const SEGMENT_EXTRA_BYTES: u64 = 160;
-/// What a new map of a snapshot takes, as a part of a full segment.
-const MAP_PART: u64 = 128;
+/// What the new map of a snapshot has to give back, as a part of a full segment: about twice what it takes.
+const MAP_PART: u64 = 64;
 
 /// What bounds a choice.
 #[derive(Debug, Clone, Copy)]
@@ -100,9 +103,12 @@ pub(super) fn choose(needed: &Needed, bounds: Bounds<'_>) -> BTreeMap<ObjectId, 
     }
     let gathered: BTreeSet<ObjectId> = choice.chosen.keys().copied().collect();
     segments.retain(|(_, usage)| spare_bytes(usage) > 0);
-    let maps_beyond = needed.map_bytes.saturating_sub(live_bytes / MAPS_PART);
-    let slack_bytes = live_bytes / SLACK_PART;
-    let slack_bytes = slack_bytes.saturating_sub(maps_beyond).max(slack_bytes / 2);
+    let slack_bytes = if needed.snapshots.is_empty() {
+        live_bytes * SLACK / 1000
+    } else {
+        let map_bytes = needed.map_bytes * HELD_MAPS / 1000;
+        (live_bytes * HELD_SLACK / 1000).saturating_sub(map_bytes).max(live_bytes * HELD_SLACK_MIN / 1000)
+    };
     let newest = covered.0 + 1;
     segments.sort_by_cached_key(|(_, usage)| {
         let age = u128::from(newest.saturating_sub(usage.birth.0).isqrt());

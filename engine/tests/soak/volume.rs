@@ -143,7 +143,7 @@ pub struct Soak {
 
 impl Soak {
     pub async fn new(pattern: Pattern, held: usize) -> Self {
-        let mib = std::env::var("HOLDFAST_SOAK_MIB").map_or(16, |mib| mib.parse().unwrap());
+        let mib = std::env::var("HOLDFAST_SOAK_MIB").map_or(32, |mib| mib.parse().unwrap());
         let blocks = mib * ((1 << 20) / BLOCK_BYTES);
         let segment_bytes = (blocks * BLOCK_BYTES / 128).clamp(128 << 10, 8 << 20);
         let site = Site::new(blocks, segment_bytes).await;
