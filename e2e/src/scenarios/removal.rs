@@ -30,6 +30,11 @@ pub(super) fn uninstall_is_refused_while_attached(cluster: &Cluster, namespace: 
     if !kinds.contains("archivedsnapshots.holdfast.storage") {
         return Err(unexpected("the resource definitions after helm uninstall", kinds));
     }
+    let secrets = ["get", "secrets", "--namespace", deployment::NAMESPACE, "--output=name"];
+    let secrets = cluster.kubectl().args(secrets).read()?;
+    if !secrets.contains("secret/holdfast-pools") {
+        return Err(unexpected("the pools' Secret after helm uninstall", secrets));
+    }
     deployment::install_with(cluster, &values)?;
     Fio::deploy_on_claim(cluster, namespace, &node)?.write_and_verify(5)
 }
