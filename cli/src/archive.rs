@@ -2,14 +2,14 @@
 
 use clap::Subcommand;
 use holdfast_api::ByteQuantity;
-use holdfast_engine::archive::{Point, Progress, list_points, verify};
+use holdfast_engine::archive::{Point, Progress, expire, list_points, verify};
 use holdfast_engine::ids::Handle;
 use holdfast_engine::pool::Access;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::error::CliError;
+use crate::error::{CliError, confirmed};
 use crate::output::{self, Format, Row};
 use crate::reach::{Reach, Reached};
 
@@ -25,6 +25,14 @@ pub enum Command {
     Verify {
         /// Its handle
         handle: String,
+    },
+    /// Delete a point before its time; the newest of its volume stays
+    Delete {
+        /// Its handle
+        handle: String,
+        /// Confirm
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -88,6 +96,11 @@ struct VerifiedShown {
 }
 
 #[derive(Serialize)]
+struct Deleted {
+    handle: Handle,
+}
+
+#[derive(Serialize)]
 struct DamageShown {
     offset: u64,
     len: u64,
@@ -96,15 +109,29 @@ struct DamageShown {
 
 /// Does it.
 pub async fn run(reach: &Reach, format: Format, command: Command) -> Result<(), CliError> {
-    let reached = reach.open(Access::ReadOnly).await?;
     match command {
         Command::List { target } => {
+            let reached = reach.open(Access::ReadOnly).await?;
             let target = reached.pool(target.as_deref())?;
             let points = list_points(&reached.host, &target).await?;
             output::list(format, &points.into_iter().map(PointRow::from).collect::<Vec<_>>())
         }
-        Command::Verify { handle } => check(&reached, format, &handle).await,
+        Command::Verify { handle } => check(&reach.open(Access::ReadOnly).await?, format, &handle).await,
+        Command::Delete { handle, yes } => {
+            confirmed(yes, "the point will be deleted")?;
+            delete(&reach.open(Access::ReadWrite).await?, format, &handle).await
+        }
     }
+}
+
+async fn delete(reached: &Reached, format: Format, text: &str) -> Result<(), CliError> {
+    let (pool, volume, snapshot) = reached.snapshot(text)?;
+    let handle = Handle { pool: pool.id(), volume, snapshot: Some(snapshot) };
+    if !reached.is_archived_point(&pool, volume, snapshot).await? {
+        return Err(CliError::NoArchivedPoint { handle });
+    }
+    expire(&reached.host, &pool, handle).await?;
+    output::done(format, &Deleted { handle }, &format!("{handle} is deleted"))
 }
 
 async fn check(reached: &Reached, format: Format, text: &str) -> Result<(), CliError> {

@@ -64,6 +64,20 @@ pub enum CliError {
         /// What was given.
         text: String,
     },
+    /// A snapshot that is an archived point, which runs build on.
+    #[error(
+        "{handle} is an archived point: `holdfast archive delete` deletes it, unless a run still needs it"
+    )]
+    ArchivedPoint {
+        /// Its handle.
+        handle: Handle,
+    },
+    /// A snapshot that is no archived point.
+    #[error("{handle} is no archived point: `holdfast snapshot delete` deletes snapshots")]
+    NoArchivedPoint {
+        /// Its handle.
+        handle: Handle,
+    },
     /// Neither a size nor something to take it from.
     #[error("a volume that is no clone needs --size")]
     NoSize,
@@ -162,4 +176,9 @@ pub enum CliError {
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Fails unless the user has said that it is meant.
+pub fn confirmed(yes: bool, what: &'static str) -> Result<(), CliError> {
+    if yes { Ok(()) } else { Err(CliError::NotConfirmed { what }) }
 }

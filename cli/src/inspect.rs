@@ -45,7 +45,7 @@ impl Named {
             Some(("root", _)) => Some(Self::Root(volume, layout::number_in(key)?)),
             Some(("seg", _)) => Some(Self::Segment(volume, layout::object_id_in(key)?)),
             Some(("map", _)) => Some(Self::Map(volume, layout::object_id_in(key)?)),
-            Some(("pins" | "fence", _)) => Some(Self::Json),
+            Some(("parameters" | "pins" | "fence", _)) => Some(Self::Json),
             None if rest == "volume.json" => Some(Self::Json),
             Some(_) | None => None,
         }
@@ -171,6 +171,7 @@ mod tests {
             layout::POOL.to_owned(),
             layout::volume_json(volume),
             layout::key_generation(1),
+            layout::parameter_generation(volume, 1),
             layout::fence(volume, id),
         ] {
             assert_eq!(Named::parse(&key), Some(Named::Json), "{key}");

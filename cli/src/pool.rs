@@ -7,7 +7,7 @@ use holdfast_engine::pool::{Access, PoolEntry, PoolKind};
 use holdfast_engine::store::parse_key;
 use serde::Serialize;
 
-use crate::error::CliError;
+use crate::error::{CliError, confirmed};
 use crate::output::{self, Format, Row, working};
 use crate::reach::Reach;
 
@@ -142,10 +142,7 @@ pub async fn run(reach: &Reach, format: Format, command: Command) -> Result<(), 
             output::done(format, &Rotated { generation }, &sentence)
         }
         Command::RetireKeys { name, yes } => {
-            if !yes {
-                let what = "hosts that still have an older key will no longer open the pool";
-                return Err(CliError::NotConfirmed { what });
-            }
+            confirmed(yes, "hosts that still have an older key will no longer open the pool")?;
             let reached = reach.open(Access::ReadWrite).await?;
             reached.pool(Some(&name))?.retire_keys(reached.deadline()).await?;
             output::done(

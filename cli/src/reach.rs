@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use holdfast_api::HumanDuration;
+use holdfast_engine::archive::PointMeta;
 use holdfast_engine::cache::MemoryCache;
+use holdfast_engine::control::ControlError;
 use holdfast_engine::env::Env;
 use holdfast_engine::host::Host;
 use holdfast_engine::ids::{Handle, PoolId, SnapshotId, VolumeId};
@@ -139,6 +141,23 @@ impl Reached {
                 Ok((self.pool_by_id(pool)?, volume, snapshot))
             }
             Ok(Handle { snapshot: None, .. }) | Err(_) => Err(CliError::NotASnapshot { text: text.into() }),
+        }
+    }
+
+    /// Whether a snapshot is an archived point; one that is gone is none.
+    pub async fn is_archived_point(
+        &self,
+        pool: &Pool,
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<bool, CliError> {
+        match self.host.describe(pool, volume, self.deadline()).await {
+            Ok((_, control)) => {
+                let found = control.snapshots.get(&snapshot);
+                Ok(found.is_some_and(|found| PointMeta::from_note(&found.meta).is_some()))
+            }
+            Err(ControlError::NoSuchVolume { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -10,7 +10,7 @@ use holdfast_engine::log::Control;
 use holdfast_engine::pool::{Access, Pool};
 use serde::Serialize;
 
-use crate::error::CliError;
+use crate::error::{CliError, confirmed};
 use crate::output::{self, Format, Row, working};
 use crate::reach::{Reach, Reached};
 
@@ -38,10 +38,13 @@ pub enum Command {
         #[arg(long)]
         pool: Option<String>,
     },
-    /// Delete a snapshot
+    /// Delete a snapshot of a volume that is not open anywhere
     Delete {
         /// Its handle
         handle: String,
+        /// Confirm
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -98,9 +101,14 @@ pub async fn run(reach: &Reach, format: Format, command: Command) -> Result<(), 
             let pool = reached.pool(pool.as_deref())?;
             output::list(format, &of_pool(&reached, &pool).await?)
         }
-        Command::Delete { handle } => {
+        Command::Delete { handle, yes } => {
+            confirmed(yes, "the snapshot will be deleted")?;
             let reached = reach.open(Access::ReadWrite).await?;
             let (pool, volume, snapshot) = reached.snapshot(&handle)?;
+            if reached.is_archived_point(&pool, volume, snapshot).await? {
+                let handle = Handle { pool: pool.id(), volume, snapshot: Some(snapshot) };
+                return Err(CliError::ArchivedPoint { handle });
+            }
             reached.host.delete_snapshot(&pool, volume, snapshot, reached.deadline()).await?;
             let named = Named { handle: Handle { pool: pool.id(), volume, snapshot: Some(snapshot) } };
             output::done(format, &named, &format!("{handle} is deleted"))

@@ -13,7 +13,7 @@ use holdfast_engine::log::{Control, GrantMode};
 use holdfast_engine::pool::{Access, NamedVolume, Pool};
 use serde::Serialize;
 
-use crate::error::CliError;
+use crate::error::{CliError, confirmed};
 use crate::output::{self, Format, Row, working};
 use crate::reach::{Reach, Reached};
 use crate::salvage;
@@ -102,7 +102,7 @@ pub enum CodecName {
     /// Smaller
     Zstd,
     /// Not at all
-    None,
+    Raw,
 }
 
 impl From<CodecName> for Codec {
@@ -110,7 +110,7 @@ impl From<CodecName> for Codec {
         match name {
             CodecName::Lz4 => Self::Lz4,
             CodecName::Zstd => Self::Zstd,
-            CodecName::None => Self::Raw,
+            CodecName::Raw => Self::Raw,
         }
     }
 }
@@ -232,10 +232,6 @@ pub async fn run(reach: &Reach, format: Format, command: Command) -> Result<(), 
     }
 }
 
-fn confirmed(yes: bool, what: &'static str) -> Result<(), CliError> {
-    if yes { Ok(()) } else { Err(CliError::NotConfirmed { what }) }
-}
-
 async fn create(
     reached: &Reached,
     format: Format,
@@ -309,6 +305,7 @@ async fn show(reached: &Reached, format: Format, text: &str, pool: Option<&str>)
     let (pool, volume) = reached.volume(text, pool).await?;
     let (_, control) = reached.host.describe(&pool, volume, reached.deadline()).await?;
     let json = pool.volume_json(volume, reached.deadline()).await?;
+    let parameters = pool.parameters(&json, reached.deadline()).await?;
     let shown = VolumeShown {
         row: VolumeRow::new(&pool, NamedVolume { name: json.name, volume }, &control),
         created: output::time(json.created_ms),
@@ -319,7 +316,7 @@ async fn show(reached: &Reached, format: Format, text: &str, pool: Option<&str>)
             volume: parent.volume,
             snapshot: Some(parent.snapshot),
         }),
-        parameters: json.parameters,
+        parameters,
         deleted: control.dead,
     };
     output::one(format, &shown)

@@ -99,7 +99,8 @@ fn a_volume_lives_from_its_creation_to_its_deletion() {
     assert!(pool.error(&["volume", "show", "data"]).contains("no volume named \"data\""));
     // A deleted volume's snapshots stay.
     assert_eq!(pool.json(&["snapshot", "list"])[0]["handle"], Value::from(snapshot.as_str()));
-    pool.text(&["snapshot", "delete", &snapshot]);
+    assert!(pool.error(&["snapshot", "delete", &snapshot]).contains("--yes"));
+    pool.text(&["snapshot", "delete", &snapshot, "--yes"]);
     assert_eq!(pool.json(&["snapshot", "list"]), Value::Array(Vec::new()));
     assert!(pool.text(&["volume", "list"]).starts_with("NAME"));
 }
@@ -129,6 +130,23 @@ fn every_object_of_a_pool_can_be_inspected() {
         assert!(kinds.contains(kind), "{kind} is not among {kinds:?}");
     }
     assert!(pool.error(&["inspect", "holdfast"]).contains("not a key"));
+}
+
+#[test]
+fn a_volume_is_shown_with_the_parameters_that_it_has_now() {
+    let pool = Pool::new(None);
+    let handle = pool.handle(&["volume", "create", "data", "--size", "64Mi"]);
+    let volume = handle.split('-').nth(1).unwrap();
+    // As the driver puts a change.
+    let change = serde_json::json!({
+        "volume": volume, "parameters": {"durability": "journal"}, "createdMs": 1, "nonce": key(3)[..32],
+    });
+    let changed = format!("volumes/{volume}/parameters/{:020}", 1);
+    let path = pool.path().join("pool").join(&changed);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, change.to_string()).unwrap();
+    assert_eq!(pool.json(&["volume", "show", "data"])["parameters"]["durability"], "journal");
+    assert_eq!(pool.json(&["inspect", &changed])["content"], change);
 }
 
 #[test]
@@ -170,6 +188,39 @@ fn a_snapshot_is_verified_and_is_no_archived_point() {
     // It is no archived point, so a target that held it would not show it.
     assert_eq!(pool.json(&["archive", "list"]), Value::Array(Vec::new()));
     assert!(pool.error(&["archive", "verify", "monday"]).contains("no snapshot's handle"));
+}
+
+#[test]
+fn points_are_deleted_but_for_the_one_that_the_next_run_builds_on() {
+    let pool = Pool::new(None);
+    pool.text(&["volume", "create", "data", "--size", "64Mi"]);
+    let target = pool.path().join("offsite.yaml");
+    let url = format!("url: file://{}\n", pool.path().join("archive").display());
+    std::fs::write(&target, url).unwrap();
+    let target = target.to_str().unwrap();
+    let source = r#"{"clusterUID": "u", "namespace": "shop", "claimName": "data", "volumeMode": "Block"}"#;
+    let archived = ["monday", "tuesday"].map(|name| {
+        let snapshot = pool.handle(&["snapshot", "create", "data", name]);
+        let arguments = ["job", "archive", "--target-file", target, "--source-handle", &snapshot];
+        let point = ["--point", name, "--source-json", source, "--point-in-time", "2026-11-23T05:00:00Z"];
+        let done: Value = serde_json::from_str(&pool.text(&[&arguments[..], &point[..]].concat())).unwrap();
+        done["handle"].as_str().unwrap().to_owned()
+    });
+    let delete = |what: &'static str, handle| [what, "delete", handle, "--yes", "--target-file", target];
+    let [older, newest] = &archived;
+    let refused = pool.error(&delete("snapshot", older));
+    assert!(refused.contains("holdfast archive delete"), "{refused}");
+    assert!(pool.error(&delete("archive", newest)).contains("newest point"));
+    pool.text(&delete("archive", older));
+    let left = pool.json(&["archive", "list", "offsite", "--target-file", target]);
+    assert_eq!((left.as_array().unwrap().len(), &left[0]["handle"]), (1, &Value::from(newest.as_str())));
+
+    let snapshot = pool.json(&["snapshot", "list", "data"])[0]["handle"].as_str().unwrap().to_owned();
+    assert!(pool.error(&delete("archive", &snapshot)).contains("no archived point"));
+    let archive = newest.rsplit_once('-').unwrap().0;
+    pool.text(&delete("volume", archive));
+    pool.text(&delete("archive", newest));
+    assert_eq!(pool.json(&["archive", "list", "offsite", "--target-file", target]), Value::Array(vec![]));
 }
 
 #[test]

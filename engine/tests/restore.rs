@@ -269,6 +269,13 @@ async fn the_newest_point_stays_and_older_ones_expire() {
     // The source keeps only what the next difference needs.
     let pins = scene.pool.pins(id, deadline()).await.unwrap();
     assert_eq!(pins.len(), 1);
+
+    // Where no run follows, nothing has to stay.
+    scene.host.delete_volume(&scene.target, handles[2].volume, deadline()).await.unwrap();
+    for handle in &handles[1..] {
+        expire(&scene.host, &scene.target, *handle).await.unwrap();
+    }
+    assert!(list_points(&scene.host, &scene.target).await.unwrap().is_empty());
 }
 
 #[tokio::test]

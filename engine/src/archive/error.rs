@@ -26,7 +26,9 @@ pub enum ArchiveError {
         handle: Handle,
     },
     /// It is the newest point of its volume, which the next run builds on.
-    #[error("{handle} is the newest point of its volume, and stays")]
+    #[error(
+        "{handle} is the newest point of its volume, which the next run builds on: it stays until the archive's volume is deleted"
+    )]
     Newest {
         /// The handle.
         handle: Handle,

@@ -75,14 +75,16 @@ fn points_of(target: &Pool, volume: VolumeId, control: &Control) -> Vec<Point> {
     .collect()
 }
 
-/// Removes a point, unless it is the newest of its volume. One that is gone is removed already.
+/// Removes a point, unless it is the newest of its volume: what the next run copies is the difference to that. No run
+/// follows in a volume that is deleted. A point that is gone is removed already.
 pub async fn expire(host: &Host, target: &Pool, handle: Handle) -> Result<(), ArchiveError> {
     let snapshot = handle.snapshot.ok_or(ArchiveError::NoSnapshot { handle })?;
     let control = match host.describe(target, handle.volume, deadline()).await {
         Err(ControlError::NoSuchVolume { .. }) => return Ok(()),
         found => found?.1,
     };
-    if control.snapshots.last_key_value().is_some_and(|(newest, _)| *newest == snapshot) {
+    let newest = control.snapshots.last_key_value().map(|(newest, _)| *newest);
+    if !control.dead && newest == Some(snapshot) {
         return Err(ArchiveError::Newest { handle });
     }
     // A run is not interrupted for the sake of tidiness.
