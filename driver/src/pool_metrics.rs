@@ -88,28 +88,25 @@ impl VolumeMetrics {
         encoder: &mut DescriptorEncoder<'_>,
         volumes: &[Arc<OpenVolume>],
     ) -> Result<(), fmt::Error> {
-        let journals: Vec<_> = volumes
-            .iter()
-            .filter_map(|volume| {
-                let labels = OfVolume { volume: volume.handle.to_string() };
-                volume.journal().map(|(works, waiting)| (labels, works, waiting))
-            })
-            .collect();
-        let help = "Whether the flushes of a volume with a journal end there";
+        let labels = |volume: &OpenVolume| OfVolume { volume: volume.handle.to_string() };
+        let help = "Whether the flushes of a volume with durability journal end in its journal";
         let mut works = encoder.encode_descriptor("volume_journal_works", help, None, MetricType::Gauge)?;
-        for (labels, ends_there, _) in &journals {
-            ConstGauge::new(i64::from(*ends_there)).encode(works.encode_family(labels)?)?;
+        for volume in volumes {
+            let Some(ends_there) = volume.journal_works() else { continue };
+            ConstGauge::new(i64::from(ends_there)).encode(works.encode_family(&labels(volume))?)?;
         }
+        let journals: Vec<_> =
+            volumes.iter().filter_map(|volume| Some((labels(volume), volume.journal_waiting()?))).collect();
         let help = "Bytes in a volume's journal that are not yet in the store";
         let mut bytes = encoder.encode_descriptor("volume_journal_bytes", help, None, MetricType::Gauge)?;
-        for (labels, _, waiting) in &journals {
+        for (labels, waiting) in &journals {
             let waiting_bytes = i64::try_from(waiting.bytes).unwrap_or(i64::MAX);
             ConstGauge::new(waiting_bytes).encode(bytes.encode_family(labels)?)?;
         }
         let help = "How long the oldest of a volume's journal waits for the store";
         let unit = Some(&Unit::Seconds);
         let mut age = encoder.encode_descriptor("volume_journal_age", help, unit, MetricType::Gauge)?;
-        for (labels, _, waiting) in &journals {
+        for (labels, waiting) in &journals {
             ConstGauge::new(waiting.age.as_secs_f64()).encode(age.encode_family(labels)?)?;
         }
         let help = "Journals on this node that were set aside: their volumes were taken back too early";

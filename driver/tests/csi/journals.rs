@@ -121,9 +121,12 @@ async fn a_mounted_volume_gets_a_journal_and_leaves_it() {
     let file = publish(&mut site, &mut node, &volume).await;
     write(&file, &String::from_utf8(block(1)).unwrap()).unwrap();
     assert_eq!(node.journals("journal"), 0);
+    let works = format!("holdfast_volume_journal_works{{volume=\"{}\"}}", volume.volume_id);
+    assert_eq!(node.find_metric(&works), None);
     for _ in 0..2 {
         site.modify(&volume, "journal").await;
         assert_eq!(node.journals("journal"), 1);
+        assert_eq!(node.metric(&works), 1.0);
     }
     let down = site.without_store();
     overwrite_soon(&file, 2).await;
@@ -134,6 +137,7 @@ async fn a_mounted_volume_gets_a_journal_and_leaves_it() {
     assert_eq!(holds(&file), 2);
 
     site.modify(&volume, "remote").await;
+    assert_eq!(node.find_metric(&works), None);
     overwrite_soon(&file, 3).await;
     node.lose_power();
     node.power_on().await;

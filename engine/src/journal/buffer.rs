@@ -24,20 +24,23 @@ pub struct JournaledBuffer {
 #[derive(Debug)]
 struct Slot {
     journal: Option<Arc<Journal>>,
+    /// Whether flushes are to end in a journal, also if there is none.
+    wanted: bool,
     /// Entries up to this number are in the log.
     freed: u64,
 }
 
 impl JournaledBuffer {
-    /// The buffer `inner`, and the journal if there is one, in which flushes end.
+    /// The buffer `inner`, and the journal in which flushes are to end, if it could be made.
     pub fn new(inner: Arc<dyn DirtyBuffer>, journal: Option<Journal>) -> Self {
-        Self { inner, slot: Mutex::new(Slot { journal: journal.map(Arc::new), freed: 0 }) }
+        Self { inner, slot: Mutex::new(Slot { journal: journal.map(Arc::new), wanted: true, freed: 0 }) }
     }
 
     /// From now on flushes end in `journal`, which is new and of the grant that the buffer is bound to, or in the one
     /// that is there already.
     pub fn join(&self, journal: Option<Journal>) -> Result<(), BufferError> {
         let mut slot = self.slot();
+        slot.wanted = true;
         if let Some(journal) = journal {
             slot.journal = Some(Arc::new(journal));
         }
@@ -50,9 +53,17 @@ impl JournaledBuffer {
 
     /// From now on flushes wait for the log; what lies in the journal is still replayed until the log has it.
     pub fn leave(&self) {
-        if let Some(journal) = &self.slot().journal {
+        let mut slot = self.slot();
+        slot.wanted = false;
+        if let Some(journal) = &slot.journal {
             journal.retire();
         }
+    }
+
+    /// Whether flushes end in a journal; none if they are not to.
+    pub fn works(&self) -> Option<bool> {
+        let slot = self.slot();
+        slot.wanted.then(|| slot.journal.as_ref().is_some_and(|journal| journal.works()))
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {

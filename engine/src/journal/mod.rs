@@ -330,7 +330,7 @@ impl Journal {
     }
 
     /// Whether flushes end here.
-    pub fn works(&self) -> bool {
+    fn works(&self) -> bool {
         self.shared.state().persisting && !self.shared.progress.borrow().failed
     }
 }

@@ -95,10 +95,14 @@ impl OpenVolume {
         }
     }
 
-    /// Whether flushes end in the volume's journal, and what waits there, if it has one.
-    pub fn journal(&self) -> Option<(bool, Waiting)> {
-        let journal = self.buffer()?.journal()?;
-        Some((journal.works(), journal.waiting()))
+    /// Whether flushes end in the volume's journal, if they are to.
+    pub fn journal_works(&self) -> Option<bool> {
+        self.buffer()?.works()
+    }
+
+    /// What waits in the volume's journal, if it has one.
+    pub fn journal_waiting(&self) -> Option<Waiting> {
+        Some(self.buffer()?.journal()?.waiting())
     }
 
     /// How far it has been copied from the archive that it was restored from; `done` if from none.

@@ -93,7 +93,7 @@ async fn a_disk_that_fails_or_hangs_acknowledges_nothing_and_is_left_alone() {
         let writes = disk.writes();
         buffer.append(&write(3, 1)).unwrap();
         assert!(!buffer.persist(3).await);
-        assert!(!buffer.journal().unwrap().works());
+        assert_eq!(buffer.works(), Some(false));
         assert_eq!(disk.writes(), writes);
         drop(buffer);
         // What it had acknowledged is still found.
@@ -111,7 +111,7 @@ async fn a_disk_that_hangs_is_not_waited_for_at_opening() {
         matches!(&error, JournalError::Disk { source, .. } if source.kind() == std::io::ErrorKind::TimedOut)
     );
     disk.set_fault(None);
-    assert!(bound(&disk, memory(), 0).await.journal().unwrap().works());
+    assert_eq!(bound(&disk, memory(), 0).await.works(), Some(true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,9 +121,11 @@ async fn flushes_leave_a_journal_and_join_it_again_without_a_gap() {
     buffer.append(&write(1, 1)).unwrap();
     assert!(buffer.persist(1).await);
     buffer.leave();
+    assert_eq!(buffer.works(), None);
     buffer.append(&write(2, 1)).unwrap();
     assert!(!buffer.persist(2).await);
     buffer.join(None).unwrap();
+    assert_eq!(buffer.works(), Some(true));
     buffer.append(&write(3, 1)).unwrap();
     assert!(buffer.persist(3).await);
     drop(buffer);
@@ -136,6 +138,7 @@ async fn flushes_leave_a_journal_and_join_it_again_without_a_gap() {
 async fn a_buffer_in_use_joins_a_new_journal() {
     let buffer = JournaledBuffer::new(memory(), None);
     buffer.bind(GRANT, 40).unwrap();
+    assert_eq!(buffer.works(), Some(false), "one was wanted and could not be made");
     assert!(!buffer.persist(40).await);
     let disk = FakeDisk::new(DISK_BYTES);
     buffer.join(Some(open(&disk).await)).unwrap();
