@@ -34,7 +34,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         cargo.args(package).args(["overwrites", "--", "--nocapture"]).show()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let cargo = cargo.args(["test", "--package", "holdfast-engine", "--test", "sim", "--locked", "--quiet"]);
+    let package =
+        ["test", "--release", "--package", "holdfast-engine", "--test", "sim", "--locked", "--quiet"];
+    let cargo = cargo.args(package);
     let cargo = match options.seed {
         Some(seed) => cargo.env("HOLDFAST_SEED", seed.to_string()).args([
             "no_acknowledged_write_is_lost",
