@@ -146,7 +146,7 @@ impl Sweeper {
         let mut mark = Mark::of(&log, &cut, &stay, &pinned, differences, deadline).await?;
 
         let mut look = self.look(&cut, &mut mark.needed, covered, deadline).await?;
-        for map in self.generations(&cut, &look, &pinned, deadline).await? {
+        for map in self.generations(&look, &pinned, deadline).await? {
             mark.generation(map).await?;
         }
         let needed = mark.needed;
@@ -167,17 +167,15 @@ impl Sweeper {
         Ok(Swept { cut, needed, covered, newest, deleted, left })
     }
 
-    /// The maps that pinned snapshots had before their present ones, of those that nothing names.
+    /// The maps of pinned snapshots besides their present ones, of those that nothing names: the generations before, and
+    /// what the root of an earlier session has shown that landed when the next one had opened and wrote a map of its own.
     async fn generations(
         &mut self,
-        cut: &Cut,
         look: &Look,
         pinned: &BTreeSet<SnapshotId>,
         deadline: Instant,
     ) -> Result<Vec<ObjectId>, GcError> {
-        let switched =
-            |id: &SnapshotId| cut.control.snapshots.get(id).is_some_and(|found| found.generation > 0);
-        if !pinned.iter().any(switched) {
+        if pinned.is_empty() {
             return Ok(Vec::new());
         }
         let unnamed: BTreeSet<ObjectId> = look.garbage.iter().filter_map(|object| object.map()).collect();
