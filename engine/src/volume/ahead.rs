@@ -18,22 +18,41 @@ use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 
 /// Streams of one volume.
 const STREAMS: usize = 16;
-/// How far requests of one stream overtake each other.
-const JUMP_BLOCKS: u64 = (4 << 20) / BLOCK_BYTES;
-/// What a stream has passed before it is read ahead of.
-const LONG_BLOCKS: u64 = (256 << 10) / BLOCK_BYTES;
-/// In so many reads at least.
+/// In how many reads at least a stream has come so far that it is read ahead of.
 const LONG_READS: u64 = 3;
-/// The farthest that is read ahead.
-const WINDOW_BLOCKS: u64 = (32 << 20) / BLOCK_BYTES;
-/// What is asked for at once, when the window is large: as long as the longest request.
-const STEP_BLOCKS: u64 = (4 << 20) / BLOCK_BYTES;
 /// A stream that none of so many reads has gone on with needs no room any more.
 const RECENT_READS: u64 = 256;
+
+/// When a volume is read ahead of its readers, and how far.
+#[derive(Debug, Clone, Copy)]
+pub struct AheadLimits {
+    /// How far, in blocks, requests of one stream overtake each other.
+    pub jump_blocks: u64,
+    /// Blocks that a stream has passed before it is read ahead of.
+    pub long_blocks: u64,
+    /// The farthest that is read ahead, in blocks.
+    pub window_blocks: u64,
+    /// Blocks that are asked for at once, when the window is large.
+    pub step_blocks: u64,
+}
+
+impl Default for AheadLimits {
+    fn default() -> Self {
+        Self {
+            jump_blocks: (4 << 20) / BLOCK_BYTES,
+            long_blocks: (256 << 10) / BLOCK_BYTES,
+            window_blocks: (32 << 20) / BLOCK_BYTES,
+            // As long as the longest request.
+            step_blocks: (4 << 20) / BLOCK_BYTES,
+        }
+    }
+}
 
 /// Where a volume is read one after the other.
 #[derive(Debug)]
 pub(super) struct ReadAhead {
+    limits: AheadLimits,
+    /// What may be under way or unused of all streams together.
     window_blocks: u64,
     streams: Mutex<Streams>,
 }
@@ -62,26 +81,26 @@ struct Stream {
 
 impl ReadAhead {
     /// For a volume that may have `bytes` under way or unused.
-    pub(super) fn new(bytes: u64) -> Self {
-        let window_blocks = (bytes / BLOCK_BYTES).min(WINDOW_BLOCKS);
-        Self { window_blocks, streams: Mutex::default() }
+    pub(super) fn new(limits: AheadLimits, bytes: u64) -> Self {
+        let window_blocks = (bytes / BLOCK_BYTES).min(limits.window_blocks);
+        Self { limits, window_blocks, streams: Mutex::default() }
     }
 
     /// Notes a read of the blocks `from..to`; answers which blocks should be read ahead now.
     pub(super) fn passes(&self, from: u64, to: u64) -> Option<Range<u64>> {
-        if self.window_blocks < 2 * LONG_BLOCKS {
+        if self.window_blocks < 2 * self.limits.long_blocks {
             return None;
         }
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.pass(from, to, self.window_blocks)
+        streams.pass(from, to, &self.limits, self.window_blocks)
     }
 }
 
 impl Streams {
-    fn pass(&mut self, from: u64, to: u64, window_blocks: u64) -> Option<Range<u64>> {
+    fn pass(&mut self, from: u64, to: u64, limits: &AheadLimits, window_blocks: u64) -> Option<Range<u64>> {
         self.reads += 1;
         let now = self.reads;
-        let joined = self.known.iter_mut().filter(|stream| stream.is_joined_by(from, to));
+        let joined = self.known.iter_mut().filter(|stream| stream.is_joined_by(from, to, limits));
         let Some(stream) = joined.min_by_key(|stream| stream.next.abs_diff(from)) else {
             self.begin(Stream { from, next: to, passed: to - from, reads: 1, asked: to, used: now });
             return None;
@@ -89,15 +108,15 @@ impl Streams {
         if to <= stream.next {
             return None;
         }
-        stream.pass(from, to, now);
-        if !stream.is_long() {
+        stream.pass(from, to, now, limits);
+        if !stream.is_long(limits) {
             return None;
         }
         let next = stream.next;
-        let is_live = |stream: &&Stream| stream.is_long() && now - stream.used < RECENT_READS;
+        let is_live = |stream: &&Stream| stream.is_long(limits) && now - stream.used < RECENT_READS;
         let live = self.known.iter().filter(is_live).count().max(1) as u64;
         let stream = self.known.iter_mut().find(|stream| stream.next == next && stream.used == now)?;
-        stream.ahead(window_blocks / live)
+        stream.ahead(limits, window_blocks / live)
     }
 
     /// The stream used longest ago makes room.
@@ -111,36 +130,36 @@ impl Streams {
 }
 
 impl Stream {
-    fn is_joined_by(&self, from: u64, to: u64) -> bool {
-        let is_near = from <= self.next + JUMP_BLOCKS && to + JUMP_BLOCKS >= self.next && to > self.from;
+    fn is_joined_by(&self, from: u64, to: u64, AheadLimits { jump_blocks, .. }: &AheadLimits) -> bool {
+        let is_near = from <= self.next + jump_blocks && to + jump_blocks >= self.next && to > self.from;
         let passed = self.passed + to.saturating_sub(from.max(self.next));
         is_near && 2 * passed >= to.max(self.next) - self.from
     }
 
     /// Goes on to `to`, beyond what was read.
-    fn pass(&mut self, from: u64, to: u64, now: u64) {
+    fn pass(&mut self, from: u64, to: u64, now: u64, AheadLimits { window_blocks, .. }: &AheadLimits) {
         self.passed += to - from.max(self.next);
         (self.next, self.used) = (to, now);
         self.reads += 1;
         let length = self.next - self.from;
-        if length > WINDOW_BLOCKS {
+        if length > *window_blocks {
             // As dense as it was.
-            self.passed = self.passed * WINDOW_BLOCKS / length;
-            self.from = self.next - WINDOW_BLOCKS;
+            self.passed = self.passed * window_blocks / length;
+            self.from = self.next - window_blocks;
         }
     }
 
-    fn is_long(&self) -> bool {
-        self.next - self.from >= LONG_BLOCKS && self.reads >= LONG_READS
+    fn is_long(&self, limits: &AheadLimits) -> bool {
+        self.next - self.from >= limits.long_blocks && self.reads >= LONG_READS
     }
 
     /// What to ask for, so that up to `window_blocks` are ahead: twice as far as it has come, in steps that make
     /// large requests.
-    fn ahead(&mut self, window_blocks: u64) -> Option<Range<u64>> {
+    fn ahead(&mut self, limits: &AheadLimits, window_blocks: u64) -> Option<Range<u64>> {
         let window = window_blocks.min(2 * (self.next - self.from));
         let chunk = u64::from(CHUNK_BLOCKS_MAX);
         let (from, to) = (self.asked.max(self.next), (self.next + window) / chunk * chunk);
-        if to.saturating_sub(from) < STEP_BLOCKS.min(window / 2) {
+        if to.saturating_sub(from) < limits.step_blocks.min(window / 2) {
             return None;
         }
         self.asked = to;
@@ -153,9 +172,11 @@ mod tests {
     use super::*;
 
     const MIB: u64 = (1 << 20) / BLOCK_BYTES;
+    const WINDOW_BLOCKS: u64 = 32 * MIB;
+    const STEP_BLOCKS: u64 = 4 * MIB;
 
     fn reading() -> ReadAhead {
-        ReadAhead::new(32 << 20)
+        ReadAhead::new(AheadLimits::default(), 32 << 20)
     }
 
     /// Passes `reads` over a volume and collects what is asked for.
@@ -233,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_small_cache_is_not_read_ahead_into() {
-        let ahead = ReadAhead::new(256 << 10);
+        let ahead = ReadAhead::new(AheadLimits::default(), 256 << 10);
         assert_eq!(blocks(&asked(&ahead, (0..1000).map(|n| n * 32..n * 32 + 32))), 0);
     }
 }

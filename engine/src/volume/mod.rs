@@ -49,6 +49,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+pub use ahead::AheadLimits;
 use batch::Batch;
 pub use bulk::{Bulk, Writer};
 pub use cut::Cut;
@@ -100,6 +101,8 @@ pub struct Limits {
     pub outage: Duration,
     /// How chunks are compressed.
     pub codec: Codec,
+    /// When the volume is read ahead of its readers, and how far.
+    pub ahead: AheadLimits,
 }
 
 impl Default for Limits {
@@ -114,6 +117,7 @@ impl Default for Limits {
             grace: Duration::from_secs(3600),
             outage: Duration::from_secs(3600),
             codec: Codec::Lz4,
+            ahead: AheadLimits::default(),
         }
     }
 }

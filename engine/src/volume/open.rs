@@ -135,6 +135,8 @@ impl Volume {
         let checkpointer =
             Checkpointer::new(log.clone(), session, options.limits.clone(), &state, sink.snapshots);
         let outage = options.limits.outage;
+        let reader = BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher);
+        let reader = reader.reading_ahead(options.limits.ahead);
         let shared = Arc::new(Shared {
             id: log.volume,
             log: log.clone(),
@@ -148,7 +150,7 @@ impl Volume {
             uploads: Semaphore::new(UPLOADS),
             spare: Spare::default(),
             board: StatusBoard::new(log.volume, committed, outage),
-            reader: BlockReader::new(log.volume, Blocks::Head(Arc::clone(&map)), fetcher),
+            reader,
             reads: Outage::new(log.volume, "reads", outage),
             wanted: Wanted::default(),
             closed: AtomicBool::new(false),

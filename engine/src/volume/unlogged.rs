@@ -274,6 +274,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::volume::AheadLimits;
 
     /// A segment holds about 16 blocks, and a record 2.
     const LIMITS: Limits = Limits {
@@ -286,6 +287,7 @@ mod tests {
         grace: Duration::ZERO,
         outage: Duration::ZERO,
         codec: crate::codec::Codec::Raw,
+        ahead: AheadLimits { jump_blocks: 0, long_blocks: 0, window_blocks: 0, step_blocks: 0 },
     };
     const CAPACITY: u64 = 60 * BLOCK_BYTES;
 
