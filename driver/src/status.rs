@@ -7,7 +7,7 @@ use holdfast_engine::buffer::BufferError;
 use holdfast_engine::codec::CodecError;
 use holdfast_engine::control::{ControlError, PublishError};
 use holdfast_engine::host::HostError;
-use holdfast_engine::journal::{JournalError, JournalsError};
+use holdfast_engine::journal::{JournalError, JournalsError, SettleError};
 use holdfast_engine::log::{Inert, LogError};
 use holdfast_engine::map::MapError;
 use holdfast_engine::pool::PoolError;
@@ -247,6 +247,17 @@ pub fn journal(error: JournalsError) -> Status {
         },
     };
     Status::new(code, error.to_string())
+}
+
+/// Errors of settling journals.
+pub fn settle(error: SettleError<Status>) -> Status {
+    match error {
+        SettleError::Log(error) => log(error),
+        SettleError::Journals(error) => journal(error),
+        SettleError::Open(status) => status,
+        SettleError::Volume(error) => volume(error),
+        SettleError::Late { .. } => Status::unavailable(error.to_string()),
+    }
 }
 
 /// Errors of dirty buffers.

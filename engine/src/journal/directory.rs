@@ -4,21 +4,25 @@
 //! milliseconds since the Unix epoch), because its grant had been revoked while it held what was not in the store.
 //!
 //! # Guarantees
+//! - A journal that holds what the log has not is set aside when it ends, and never removed.
 //! - A file that was set aside is never opened as a journal again. It is kept for a while, and as long as all of them
 //!   are not too large.
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Journal, JournalError, JournalFile, Owner, Patience, disk};
+use super::files::{JournalDir, JournalFiles};
+use super::{Journal, JournalError, JournaledBuffer, Owner, Patience, Waiting};
+use crate::buffer::DirtyBuffer;
 use crate::ids::GrantId;
 
 const JOURNAL: &str = "journal";
 const LOST: &str = "lost";
-/// How long making a file may take: a few seconds on a slow disk.
-const MAKING: Duration = Duration::from_secs(60);
+/// How long the directory may take for one thing, the longest of which is to make a file: a few seconds on a slow disk.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Why the directory, or a file in it, cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +60,31 @@ impl fmt::Display for JournalName {
     }
 }
 
+impl JournalName {
+    fn file(&self) -> String {
+        format!("{self}.{JOURNAL}")
+    }
+
+    /// Which journal a file is; none if it is no journal, or was set aside.
+    pub fn of_file(file: &str) -> Option<Self> {
+        let (volume, grant) = file.strip_suffix(JOURNAL)?.strip_suffix('.')?.rsplit_once('.')?;
+        Some(Self { volume: volume.to_owned(), grant: grant.parse().ok()? })
+    }
+}
+
+/// What became of a journal that nobody uses any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The log has all of it.
+    Removed,
+    /// It holds what the log has not.
+    SetAside(Waiting),
+}
+
 /// The directory.
 #[derive(Debug, Clone)]
 pub struct Journals {
-    dir: PathBuf,
+    dir: Arc<dyn JournalDir>,
     len_bytes: u64,
     patience: Patience,
 }
@@ -68,107 +93,143 @@ impl Journals {
     /// The journals in `dir`, which is made and belongs to this process; new ones have `len_bytes`. What a predecessor
     /// had not finished making is removed.
     pub fn new(dir: PathBuf, len_bytes: u64, patience: Patience) -> Result<Self, JournalsError> {
-        if let Err(source) = std::fs::create_dir_all(&dir) {
-            return Err(JournalsError::Path { path: dir, source });
+        match JournalFiles::new(dir.clone()) {
+            Ok(files) => Ok(Self::over(Arc::new(files), len_bytes, patience)),
+            Err(source) => Err(JournalsError::Path { path: dir, source }),
         }
-        let journals = Self { dir, len_bytes, patience };
-        for (file, _) in journals.files()? {
-            let path = journals.dir.join(file);
-            if path.extension().is_some_and(|extension| extension == disk::UNFINISHED) {
-                remove_file(&path)?;
-            }
-        }
-        Ok(journals)
     }
 
-    fn path(&self, name: &JournalName) -> PathBuf {
-        self.dir.join(format!("{name}.{JOURNAL}"))
+    /// The journals in a directory that need not be one of this machine's.
+    pub fn over(dir: Arc<dyn JournalDir>, len_bytes: u64, patience: Patience) -> Self {
+        Self { dir, len_bytes, patience }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join(file)
+    }
+
+    /// Does something with a file, or with the directory if `file` is empty.
+    async fn reach<T>(
+        &self,
+        file: &str,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, JournalsError> {
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("it has taken longer than {LIMIT:?}"));
+        let done = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| Err(late()));
+        done.map_err(|source| JournalsError::Path { path: self.path(file), source })
+    }
+
+    async fn files(&self) -> Result<Vec<(String, u64)>, JournalsError> {
+        self.reach("", self.dir.list()).await
     }
 
     /// Whether there is a journal of this name.
-    pub fn contains(&self, name: &JournalName) -> bool {
-        self.path(name).exists()
+    pub async fn contains(&self, name: &JournalName) -> Result<bool, JournalsError> {
+        Ok(self.list().await?.contains(name))
     }
 
     /// The journals that are there, but for those set aside.
-    pub fn list(&self) -> Result<Vec<JournalName>, JournalsError> {
-        let parse = |file: &str| {
-            let (volume, grant) = file.strip_suffix(JOURNAL)?.strip_suffix('.')?.rsplit_once('.')?;
-            Some(JournalName { volume: volume.to_owned(), grant: grant.parse().ok()? })
-        };
-        Ok(self.files()?.iter().filter_map(|(file, _)| parse(file)).collect())
-    }
-
-    /// All files with their sizes.
-    fn files(&self) -> Result<Vec<(String, u64)>, JournalsError> {
-        let list = || {
-            let mut files = Vec::new();
-            for entry in std::fs::read_dir(&self.dir)? {
-                let entry = entry?;
-                if let Ok(name) = entry.file_name().into_string() {
-                    files.push((name, entry.metadata()?.len()));
-                }
-            }
-            io::Result::Ok(files)
-        };
-        list().map_err(|source| JournalsError::Path { path: self.dir.clone(), source })
+    pub async fn list(&self) -> Result<Vec<JournalName>, JournalsError> {
+        Ok(self.files().await?.iter().filter_map(|(file, _)| JournalName::of_file(file)).collect())
     }
 
     /// Opens the journal, which is made if it is not there.
     pub async fn open(&self, name: &JournalName, owner: Owner) -> Result<Journal, JournalsError> {
-        let (path, len_bytes) = (self.path(name), self.len_bytes);
-        let opened = tokio::task::spawn_blocking(move || {
-            let opened = match JournalFile::open(&path) {
+        let file = name.file();
+        let opened = async {
+            match self.dir.open(&file).await {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    JournalFile::create(&path, len_bytes).and_then(|()| JournalFile::open(&path))
+                    self.dir.create(&file, self.len_bytes).await?;
+                    self.dir.open(&file).await
                 }
                 opened => opened,
-            };
-            opened.map_err(|source| JournalsError::Path { path: path.clone(), source })
-        });
-        let failed = |error: tokio::task::JoinError| JournalsError::Path {
-            path: self.path(name),
-            source: io::Error::other(error),
+            }
         };
-        let late = |_| JournalsError::Path {
-            path: self.path(name),
-            source: io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("it could not be made within {MAKING:?}"),
-            ),
-        };
-        let file = tokio::time::timeout(MAKING, opened).await.map_err(late)?.map_err(failed)??;
-        let journal = Journal::open(std::sync::Arc::new(file), owner, self.patience).await;
-        journal.map_err(|source| JournalsError::Journal { path: self.path(name), source })
+        let disk = self.reach(&file, opened).await?;
+        let journal = Journal::open(disk, owner, self.patience).await;
+        journal.map_err(|source| JournalsError::Journal { path: self.path(&file), source })
     }
 
-    /// Removes the journal, of which the log has everything. One that is not there is removed already.
-    pub fn remove(&self, name: &JournalName) -> Result<(), JournalsError> {
-        let path = self.path(name);
-        match std::fs::remove_file(&path).and_then(|()| disk::sync_dir(&path)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(JournalsError::Path { path, source })
-            }
-            Ok(()) | Err(_) => Ok(()),
+    /// The dirty buffer `inner` with the journal of this name, if it is there, or is `wanted`: flushes end there if it
+    /// is. Fails if it is there and cannot be read, since it may hold what was flushed; if it cannot be made, flushes
+    /// wait for the log.
+    pub async fn buffer(
+        &self,
+        name: &JournalName,
+        owner: Owner,
+        inner: Arc<dyn DirtyBuffer>,
+        wanted: bool,
+    ) -> Result<JournaledBuffer, JournalsError> {
+        let there = self.contains(name).await?;
+        let journal = match there || wanted {
+            true => match self.open(name, owner).await {
+                Ok(journal) => Some(journal),
+                Err(error) if there => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        volume = name.volume, %error,
+                        "the volume has no journal: its flushes wait for the store until it is staged again"
+                    );
+                    None
+                }
+            },
+            false => None,
+        };
+        let buffer = JournaledBuffer::new(inner, journal);
+        if !wanted {
+            buffer.leave();
         }
+        Ok(buffer)
+    }
+
+    /// Ends a journal that nobody uses any more: removes it if the log has all of it, else sets it aside.
+    pub async fn end(
+        &self,
+        name: &JournalName,
+        journal: &Journal,
+        now_ms: u64,
+    ) -> Result<Ended, JournalsError> {
+        let waiting = journal.waiting();
+        if waiting.entries == 0 {
+            self.remove(name).await?;
+            return Ok(Ended::Removed);
+        }
+        let path = self.set_aside(name, now_ms).await?;
+        tracing::warn!(
+            volume = name.volume, grant = %name.grant, entries = waiting.entries, bytes = waiting.bytes,
+            path = %path.display(),
+            "the volume was taken back before its journal was in the store: up to so many writes are lost; the journal \
+             is set aside"
+        );
+        Ok(Ended::SetAside(waiting))
+    }
+
+    /// Removes the journal, of which nobody wants anything. One that is not there is removed already.
+    pub async fn remove(&self, name: &JournalName) -> Result<(), JournalsError> {
+        let file = name.file();
+        let remove = async {
+            match self.dir.remove(&file).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            }
+        };
+        self.reach(&file, remove).await
     }
 
     /// Sets the journal aside, whose grant was revoked; returns where it is now.
-    pub fn set_aside(&self, name: &JournalName, now_ms: u64) -> Result<PathBuf, JournalsError> {
-        let (from, to) = (self.path(name), self.dir.join(format!("{name}.{now_ms}.{LOST}")));
-        match std::fs::rename(&from, &to).and_then(|()| disk::sync_dir(&to)) {
-            Ok(()) => Ok(to),
-            Err(source) => Err(JournalsError::Path { path: from, source }),
-        }
+    pub async fn set_aside(&self, name: &JournalName, now_ms: u64) -> Result<PathBuf, JournalsError> {
+        let (from, to) = (name.file(), format!("{name}.{now_ms}.{LOST}"));
+        self.reach(&from, self.dir.rename(&from, &to)).await?;
+        Ok(self.path(&to))
     }
 
     /// Removes what was set aside longer than `keep` ago, and the oldest of it while all together have more than
     /// `bytes`. Returns how many are left.
-    pub fn expire(&self, now_ms: u64, keep: Duration, bytes: u64) -> Result<usize, JournalsError> {
+    pub async fn expire(&self, now_ms: u64, keep: Duration, bytes: u64) -> Result<usize, JournalsError> {
         let set_aside_ms = |file: &str| -> Option<u64> {
             file.strip_suffix(LOST)?.strip_suffix('.')?.rsplit_once('.')?.1.parse().ok()
         };
-        let files = self.files()?;
+        let files = self.files().await?;
         let mut lost: Vec<(u64, &str, u64)> =
             files.iter().filter_map(|(file, len)| Some((set_aside_ms(file)?, file.as_str(), *len))).collect();
         lost.sort_unstable();
@@ -179,16 +240,11 @@ impl Journals {
             if !old && total <= bytes {
                 break;
             }
-            let path = self.dir.join(file);
-            remove_file(&path)?;
-            tracing::warn!(path = %path.display(), "a journal that was set aside is removed");
+            self.reach(file, self.dir.remove(file)).await?;
+            tracing::warn!(path = %self.path(file).display(), "a journal that was set aside is removed");
             total -= len;
             left -= 1;
         }
         Ok(left)
     }
-}
-
-fn remove_file(path: &Path) -> Result<(), JournalsError> {
-    std::fs::remove_file(path).map_err(|source| JournalsError::Path { path: path.into(), source })
 }

@@ -31,7 +31,9 @@
 mod buffer;
 mod directory;
 mod disk;
+mod files;
 mod header;
+mod leftover;
 mod open;
 mod writer;
 
@@ -44,14 +46,17 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use buffer::JournaledBuffer;
-pub use directory::{JournalName, Journals, JournalsError};
+pub use directory::{Ended, JournalName, Journals, JournalsError};
 pub use disk::{JournalDisk, JournalFile};
+pub use files::JournalDir;
 use header::{Header, Place};
+pub use leftover::{SettleError, Settled};
 
 use crate::buffer::Mutation;
 use crate::codec::{CodecError, DataKey};
 use crate::env::Env;
 use crate::ids::{BLOCK_BYTES, GrantId, VolumeId};
+use crate::log::Log;
 
 /// Bytes of the smallest disk: the headers, and room for a few frames.
 pub const JOURNAL_BYTES_MIN: u64 = 64 << 10;
@@ -116,6 +121,13 @@ pub struct Owner {
     pub key: Option<DataKey>,
     /// Randomness.
     pub env: Env,
+}
+
+impl Owner {
+    /// Whoever has the volume of `log` under `grant`.
+    pub fn of(log: &Log, grant: GrantId) -> Self {
+        Self { volume: log.volume, grant, key: log.key.clone(), env: log.env.clone() }
+    }
 }
 
 /// The rhythm of a journal.

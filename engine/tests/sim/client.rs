@@ -10,14 +10,15 @@ use holdfast_engine::codec::{Codec, DataKey, UserKey};
 use holdfast_engine::gc::{self, Rhythm};
 use holdfast_engine::host::Host;
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId, RecordNumber, SnapshotId, VolumeId};
-use holdfast_engine::journal::{Journal, JournaledBuffer, Owner, Patience};
+use holdfast_engine::journal::{JournalName, JournaledBuffer, Journals, Owner, Patience};
 use holdfast_engine::lineage::{Lineage, Source};
 use holdfast_engine::log::{Log, Op};
 use holdfast_engine::map::{MapError, PageCache, PageLimits, VolumePages};
 use holdfast_engine::pool::{Access, Pool, PoolError, PoolKind, PoolSet};
 use holdfast_engine::store::StoreError;
 use holdfast_engine::volume::{
-    FetchError, Hydrate, Hydration, Limits, OpenError, OpenOptions, Over, Volume, VolumeError, hydrate,
+    AheadLimits, FetchError, Hydrate, Hydration, Limits, OpenError, OpenOptions, Over, Volume, VolumeError,
+    hydrate,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -25,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use crate::chance::{self, Chance};
 use crate::disk::LocalDisk;
 use crate::faults::Faults;
-use crate::journal::{JournalSpace, OpenJournalError, SessionBuffer};
+use crate::journal::{JournalSpace, NodeJournals, Reached, SessionBuffer};
 use crate::marks::{BLOCKS, bytes_of, differences, marks_in};
 use crate::memory::Mapped;
 use crate::model::{Model, Opening, SessionRef};
@@ -96,8 +97,13 @@ impl Opened {
         Ok(())
     }
 
+    /// The buffer and the journal in which flushes end.
+    pub fn buffer(&self) -> Arc<JournaledBuffer> {
+        Arc::clone(&self.buffer.inner)
+    }
+
     /// Puts everything into the store.
-    async fn drain(&self, model: &Model) -> Result<(), VolumeError> {
+    pub async fn drain(&self, model: &Model) -> Result<(), VolumeError> {
         let writes = model.count(self.session);
         let drained = self.volume.drain().await;
         self.process.live().await;
@@ -127,7 +133,7 @@ pub struct Place {
     pub memory_number: usize,
     /// Where it keeps chunks; in memory only if it has no disk.
     pub disk: Option<Arc<LocalDisk>>,
-    /// Where the volume's journal lies, if its durability is that.
+    /// Where the volume's journals lie, if its durability is that.
     pub journal: Option<Arc<JournalSpace>>,
 }
 
@@ -211,30 +217,33 @@ impl Site {
             outage: Duration::from_secs(30),
             codec: [Codec::Raw, Codec::Lz4, Codec::Zstd][chance.among(0..3) as usize],
             grace: if chance.hits(700) { Duration::ZERO } else { chance.delay(100..30_000) },
+            ahead: AheadLimits {
+                jump_blocks: chance.among(0..16),
+                long_blocks: chance.among(2..8),
+                window_blocks: 16 << chance.among(0..3),
+                step_blocks: chance.among(1..32),
+            },
         }
     }
 
-    /// The journal of the volume on a node. `None` if the disk does not let one be made, and an error if it does not give
-    /// back one that is there.
-    async fn journal(
-        &self,
-        place: &Place,
-        space: &Arc<JournalSpace>,
-        grant: GrantId,
-        chance: &Chance,
-    ) -> Result<Option<(Journal, InJournal)>, OpenJournalError> {
-        let env = chance::env(&self.world.chance, self.world.start);
-        let owner = Owner { volume: self.volume, grant, key: self.key.clone(), env };
+    /// The name of the volume's journal under a grant.
+    pub fn journal_name(&self, grant: GrantId) -> JournalName {
+        JournalName { volume: self.volume.to_string(), grant }
+    }
+
+    /// The journals on the disk `space` of a node.
+    pub fn journals(&self, place: &Place, space: &Arc<JournalSpace>, chance: &Chance) -> NodeJournals {
+        let reached = Reached {
+            space: Arc::clone(space),
+            process: Arc::clone(&place.process),
+            chance: chance.fork(),
+            world: Arc::clone(&self.world),
+            model: self.model.clone(),
+            log: self.log(&place.process),
+        };
         let patience = Patience { log: chance.delay(300..20_000), ..Patience::default() };
-        let opened = space.open(&place.process, &owner, patience, chance).await;
-        if let Err(error) = &opened {
-            self.world.note(format_args!("{} cannot open the journal: {error}", place.process.name));
-        }
-        if let Err(OpenJournalError::Wrong(what)) = &opened {
-            self.model.violation(format!("{}: the journal: {what}", place.process.name));
-        }
-        let lies = InJournal { disk: space.number, patience: patience.log };
-        Ok(opened?.map(|journal| (journal, lies)))
+        let journals = Journals::over(Arc::new(reached.clone()), space.len_bytes, patience);
+        NodeJournals { journals, lies: InJournal { disk: space.number, patience: patience.log }, reached }
     }
 
     /// The volume's dirty buffer on a node. `None` if the node does not give back a journal that is there.
@@ -253,20 +262,25 @@ impl Site {
         let ring = Arc::new(Ring::open(Arc::new(region), &Budget::new(0))?);
         // Now and then the volume's durability is remote at first; what a journal has counts all the same.
         let remote = chance.hits(150);
-        let (journal, lies) = match &place.journal {
-            Some(space) if space.is_there() || !remote => {
-                match self.journal(place, space, grant, chance).await {
-                    Ok(journal) => journal.unzip(),
-                    Err(_) => return Ok(None),
-                }
-            }
-            Some(_) | None => (None, None),
+        let Some(space) = &place.journal else {
+            return Ok(Some(SessionBuffer::new(Arc::new(JournaledBuffer::new(ring, None)), None)));
         };
-        let buffer = JournaledBuffer::new(ring, journal);
-        if remote {
-            buffer.leave();
+        let node = self.journals(place, space, chance);
+        node.reached.try_with(grant).await;
+        let (name, owner) = (self.journal_name(grant), Owner::of(&node.reached.log, grant));
+        match node.journals.buffer(&name, owner, ring, !remote).await {
+            Ok(buffer) => {
+                let lies = buffer.journal().map(|_| node.lies);
+                if lies.is_some() {
+                    node.reached.opened(&name);
+                }
+                Ok(Some(SessionBuffer::new(Arc::new(buffer), lies)))
+            }
+            Err(error) => {
+                node.failed(&error);
+                Ok(None)
+            }
         }
-        Ok(Some(SessionBuffer::new(buffer, lies)))
     }
 
     /// Opens the volume, and reads all of it. `None` if the session is over by then, or a later one was opened.
@@ -278,9 +292,11 @@ impl Site {
     ) -> Result<Option<Opened>, OpenError> {
         let log = self.log(&place.process);
         let (pages, lineage) = self.sources(&place.process, &log);
+        // With room for nothing, or for some of what is read ahead.
+        let memory = MemoryCache::new([0, 64 << 10, 256 << 10, 1 << 20][chance.among(0..4) as usize]);
         let cache: Arc<dyn ChunkCache> = match &place.disk {
-            Some(disk) => Arc::new(disk.open(&place.process, chance)),
-            None => Arc::new(MemoryCache::new(64 << 10)),
+            Some(disk) => Arc::new(disk.open(&place.process, memory, chance)),
+            None => Arc::new(memory),
         };
         let Some(buffer) = self.buffer(place, grant, chance).await? else { return Ok(None) };
         let buffer = Arc::new(buffer);
@@ -369,41 +385,39 @@ fn is_outage(error: &MapError) -> bool {
     }
 }
 
-/// Lives the life of a process on a node.
-pub async fn serve(site: Arc<Site>, place: Place, grant: GrantId) {
-    let process = Arc::clone(&place.process);
-    tokio::select! {
-        biased;
-        () = process.died() => site.world.note(format_args!("{} is dead", process.name)),
-        () = use_volume(&site, &place, grant) => {}
-    }
-}
-
-async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId) {
-    let chance = site.world.chance.fork();
+/// Uses a volume as long as its session lasts, or until the process is asked to let go of it. Whether it has it open in
+/// the end.
+pub async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId, chance: &Chance) -> Option<Opened> {
     let name = &place.process.name;
-    let opened = match site.open(place, grant, &chance).await {
-        Ok(Some(opened)) => opened,
-        Ok(None) => return,
+    let opened = match site.open(place, grant, chance).await {
+        Ok(opened) => opened?,
         Err(error) => {
             site.world.note(format_args!("{name} could not open the volume: {error}"));
             if let OpenError::Buffer(error) = error {
                 site.model.violation(format!("{name}: {error}"));
             }
-            return;
+            return None;
         }
     };
     let client = Client { site, place, grant, opened: &opened };
     let (writer, flusher) = (chance.fork(), chance.fork());
     let rhythm = Rhythm { bytes: chance.among(1..8) << 15, records: chance.among(2..24) };
-    // Each ends when the session is over.
-    tokio::join!(
+    let uses = async {
+        // Each ends when the session is over.
+        tokio::join!(
+            biased;
+            client.write(&writer),
+            client.flush(&flusher),
+            client.collect(rhythm),
+            client.hydrate()
+        );
+    };
+    tokio::select! {
         biased;
-        client.write(&writer),
-        client.flush(&flusher),
-        client.collect(rhythm),
-        client.hydrate()
-    );
+        () = uses => {}
+        () = place.process.asked_to_leave() => {}
+    }
+    Some(opened)
 }
 
 /// What reads and writes an open volume.
@@ -458,12 +472,18 @@ impl Client<'_> {
 
     /// Writes, discards and reads, one after the other.
     async fn write(&self, chance: &Chance) {
+        // Where somebody reads on who reads the volume from one end to the other.
+        let mut reads_on = 0;
         while self.model().count(self.opened.session) < WRITES {
             let blocks = if chance.hits(100) { chance.among(10..60) } else { chance.among(1..6) };
-            let from = chance.among(0..BLOCKS - blocks + 1);
-            let range = from..from + blocks;
-            let (offset, len) = (from * BLOCK_BYTES, blocks * BLOCK_BYTES);
-            let (what, outcome) = match chance.among(0..10) {
+            let kind = chance.among(0..10);
+            let from = match kind {
+                0..8 => chance.among(0..BLOCKS - blocks + 1),
+                _ => reads_on,
+            };
+            let range = from..BLOCKS.min(from + blocks);
+            let (offset, len) = (from * BLOCK_BYTES, (range.end - from) * BLOCK_BYTES);
+            let (what, outcome) = match kind {
                 0..6 => {
                     let mark = self.model().begins(self.opened.session, range.clone(), true);
                     ("write", self.volume().write(offset, bytes_of(mark, range.clone())).await)
@@ -473,6 +493,9 @@ impl Client<'_> {
                     ("discard", self.volume().discard(offset, len).await)
                 }
                 _ => {
+                    if kind > 7 {
+                        reads_on = range.end % BLOCKS;
+                    }
                     let read = self.volume().read(offset, len).await;
                     ("read", read.map(|bytes| self.check_read(range.clone(), &bytes)))
                 }
@@ -515,11 +538,22 @@ impl Client<'_> {
         }
         let journal = match buffer.inner.journal() {
             Some(_) => None,
-            None => match self.site.journal(self.place, space, self.grant, chance).await {
-                Ok(journal) => journal,
-                // Its durability stays what it was.
-                Err(_) => return Ok(()),
-            },
+            None => {
+                let node = self.site.journals(self.place, space, chance);
+                let (name, owner) =
+                    (self.site.journal_name(self.grant), Owner::of(&node.reached.log, self.grant));
+                match node.journals.open(&name, owner).await {
+                    Ok(journal) => {
+                        node.reached.opened(&name);
+                        Some((journal, node.lies))
+                    }
+                    // Its durability stays what it was.
+                    Err(error) => {
+                        node.failed(&error);
+                        return Ok(());
+                    }
+                }
+            }
         };
         let (journal, lies) = journal.unzip();
         let joined = buffer.inner.join(journal);

@@ -17,6 +17,7 @@ use crate::estate::{Handled, Order, archive_cut, archive_name};
 use crate::garbage;
 use crate::journal::JournalSpace;
 use crate::marks::{BLOCKS, marks_in};
+use crate::node::settle_journals;
 use crate::process::Process;
 use crate::scene::{Scene, cut, deadline, place, process, write};
 use crate::settle::read_all;
@@ -120,6 +121,43 @@ fn sessions(journals: bool) {
         scene.detach(&scene.site, "a").await;
         let grant = scene.grant(&scene.site, "b").await;
         scene.open(&scene.site, &place(&process("witness"), 2), grant).await;
+        scene.check(&format!("call {call}"));
+    });
+}
+
+/// A node that comes back after a loss of power settles its journal, of a volume that it still has, or that was taken
+/// from it.
+#[test]
+fn a_journal_that_nobody_uses_is_settled() {
+    at_every_call(async |doomed, call| {
+        let scene = Scene::new(call).await;
+        let site = &scene.site;
+        let grant = scene.grant(site, "a").await;
+        let space = JournalSpace::fresh(0, &scene.chance);
+        let node = |process: &Arc<Process>, memory_number| Place {
+            journal: Some(Arc::clone(&space)),
+            ..place(process, memory_number)
+        };
+        let first = process("first");
+        let opened = scene.open(site, &node(&first, 0), grant).await;
+        for block in 0..3 {
+            write(site, &opened, block, true).await.expect("a write is flushed in calm weather");
+        }
+        first.kill();
+        space.lose_power(&scene.chance);
+        let is_taken_back = call / 2 % 2 == 1;
+        if is_taken_back {
+            scene.detach(site, "a").await;
+        }
+        until_dead(doomed, settle_journals(site, &node(doomed, 1), None, &scene.chance)).await;
+        space.lose_power(&scene.chance);
+        let second = node(&process("second"), 2);
+        assert_eq!(settle_journals(site, &second, None, &scene.chance).await, 0, "call {call}");
+        if !is_taken_back {
+            scene.detach(site, "a").await;
+        }
+        let grant = scene.grant(site, "b").await;
+        scene.open(site, &place(&process("witness"), 3), grant).await;
         scene.check(&format!("call {call}"));
     });
 }

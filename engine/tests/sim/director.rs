@@ -10,16 +10,19 @@ use holdfast_engine::log::{GrantMode, Log, LogError};
 use tokio::time::{Instant, sleep};
 
 use crate::chance::Chance;
-use crate::client::{Place, Site, serve};
+use crate::client::{Place, Site};
 use crate::disk::LocalDisk;
 use crate::estate::{Estate, Handled};
 use crate::journal::JournalSpace;
 use crate::memory;
+use crate::node::{serve, settle_journals};
 use crate::process::{Process, Trap};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 /// How long a controller tries.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a node looks after its journals in the end.
+const ATTEMPTS: usize = 5;
 
 /// A node.
 #[derive(Debug)]
@@ -134,8 +137,9 @@ impl Director {
                 self.site.model.granted(grant, name);
                 self.holder = node;
                 let same = self.nodes[node].grant.replace(grant) == Some(grant);
-                let lives = self.nodes[node].process.as_ref().is_some_and(|process| !process.is_dead());
-                if !same || !lives {
+                let process = self.nodes[node].process.as_ref();
+                let serves = process.is_some_and(|process| !process.is_dead() && !process.leaves());
+                if !same || !serves {
                     self.restart(node);
                 }
             }
@@ -145,6 +149,10 @@ impl Director {
 
     async fn detach(&self, node: usize) {
         let name = self.nodes[node].name;
+        if let Some(process) = self.nodes[node].process.as_ref().filter(|_| self.chance.hits(500)) {
+            process.ask_to_leave();
+            sleep(self.chance.delay(10..30_000)).await;
+        }
         match detach(&self.site, &self.controllers[0], name).await {
             Ok(()) => self.note(format_args!("unpublished from {name}")),
             Err(error) => self.note(format_args!("not unpublished from {name}: {error}")),
@@ -290,6 +298,32 @@ impl Director {
             self.note(format_args!("{} is paused for {pause:?}", process.name));
             process.pause_until(Instant::now() + pause);
         }
+    }
+
+    /// When everything else is done, each node settles the journals that are left on it.
+    pub async fn settle_journals(&mut self) -> Result<(), String> {
+        for node in 0..self.nodes.len() {
+            let number = self.next_number();
+            let Node { name, journal: Some(space), .. } = &self.nodes[node] else { continue };
+            space.repair();
+            let process = Arc::new(Process::new(format!("last of {name} of {}", self.site.name)));
+            let journal = Some(Arc::clone(space));
+            let place =
+                Place { process, memory: memory::fresh(), memory_number: number, disk: None, journal };
+            // The disk may be slow, so that somebody has to come again.
+            let mut wait = 0;
+            for _ in 0..ATTEMPTS {
+                wait = settle_journals(&self.site, &place, None, &self.chance).await;
+                if wait == 0 {
+                    break;
+                }
+                sleep(PATIENCE).await;
+            }
+            if wait > 0 {
+                return Err(format!("{wait} journals are left on {name}"));
+            }
+        }
+        Ok(())
     }
 
     /// All processes that use the volume die.

@@ -3,7 +3,8 @@
 //! One seed is one run: nodes open a volume, write, flush and snapshot it; processes die at any call to the store or in
 //! the middle of a copy into the dirty buffer, come back, or are paused for hours and go on; controllers move the
 //! volume, also two at a time; requests are slow, dropped, answered by nobody, applied twice or very late; listings
-//! are torn. Some volumes have journals, on disks that fail, tear what was not synced when the power goes, and get lost.
+//! are torn. Some volumes have journals, on disks that fail, tear what was not synced when the power goes, and get lost;
+//! nodes look after those that nobody serves.
 //! Time is virtual and every choice comes from the seed, so a seed replays exactly. A plain model says what
 //! each opener, each reader and each snapshot may show.
 //!
@@ -21,6 +22,7 @@ mod journal;
 mod marks;
 mod memory;
 mod model;
+mod node;
 mod process;
 mod run;
 mod scene;

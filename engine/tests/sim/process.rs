@@ -12,6 +12,8 @@ use tokio::time::Instant;
 pub struct Process {
     pub name: String,
     dead: watch::Sender<bool>,
+    /// Whether somebody wants it to let go of its volume.
+    leaves: watch::Sender<bool>,
     /// Calls to the store that it still lives to make.
     calls_left: AtomicU64,
     /// Calls to the store that it still lives to have sent.
@@ -38,6 +40,7 @@ impl Process {
         Self {
             name,
             dead: watch::Sender::new(false),
+            leaves: watch::Sender::new(false),
             calls_left: AtomicU64::new(u64::MAX),
             sent_left: AtomicU64::new(u64::MAX),
             copies_left: AtomicU64::new(u64::MAX),
@@ -58,6 +61,22 @@ impl Process {
     pub async fn died(&self) {
         // The sender is `self`, so the wait cannot fail.
         let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
+    }
+
+    /// Asks it to let go of its volume, in the normal way.
+    pub fn ask_to_leave(&self) {
+        self.leaves.send_replace(true);
+    }
+
+    /// Whether it was asked to let go of its volume.
+    pub fn leaves(&self) -> bool {
+        *self.leaves.borrow()
+    }
+
+    /// Waits until it is asked to let go of its volume.
+    pub async fn asked_to_leave(&self) {
+        // The sender is `self`, so the wait cannot fail.
+        let _ = self.leaves.subscribe().wait_for(|leaves| *leaves).await;
     }
 
     /// It will die at a later call to the store.

@@ -71,12 +71,17 @@ impl End<'_> {
         self.look(&first).await?;
         self.director.kill_all();
         sleep(CALM).await;
+        let mut directors = Vec::new();
         for tenant in self.estate.take_tenants() {
             let director = tenant.await.map_err(at("a director"))?;
             director.kill_all();
-            self.tenants.push(director.site);
+            self.tenants.push(Arc::clone(&director.site));
+            directors.push(director);
         }
         sleep(CALM).await;
+        for director in directors.iter_mut().chain([&mut self.director]) {
+            director.settle_journals().await?;
+        }
         let process = self.witness();
         let visitor = first.visitor(&process).await.map_err(at("pools"))?;
         self.complete_clones(&visitor).await?;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 use holdfast_engine::codec::{self, DataKey, ENVELOPE_BYTES};
-use holdfast_engine::ids::{ObjectId, RecordNumber, VolumeId};
+use holdfast_engine::ids::{GrantId, ObjectId, RecordNumber, VolumeId};
 use holdfast_engine::log::{Control, Op};
 use holdfast_engine::pool::layout;
 use holdfast_engine::store::{Listed, StoreError};
@@ -59,6 +59,8 @@ struct Truth {
     effective: BTreeMap<ObjectId, RecordNumber>,
     /// Where the newest record lies that ended a session.
     ended: RecordNumber,
+    /// Up to which number the log has the entries of the buffer, by grant.
+    completed: BTreeMap<GrantId, u64>,
 }
 
 impl Truth {
@@ -70,7 +72,12 @@ impl Truth {
             return;
         }
         self.last = number;
+        let grant = self.control.grant.as_ref().map(|grant| grant.id);
         if self.control.apply(&record).is_ok() {
+            if let Some(grant) = grant {
+                let completed = self.completed.entry(grant).or_default();
+                *completed = record.buffer_complete.max(*completed);
+            }
             self.effective.insert(record.id, number);
             let ends = |op: &Op| matches!(op, Op::Open { .. } | Op::Revoke { .. } | Op::Grant { .. });
             if record.ops.iter().any(ends) {
@@ -159,9 +166,14 @@ impl World {
         }
     }
 
+    /// What the clock says that is right.
+    pub fn now_ms(&self) -> u64 {
+        BEGINS_MS + self.start.elapsed().as_millis() as u64
+    }
+
     pub fn put(&self, bucket: Bucket, key: &str, body: &Bytes) -> Result<(), StoreError> {
         self.check_identity(key, body);
-        let modified_ms = BEGINS_MS + self.start.elapsed().as_millis() as u64;
+        let modified_ms = self.now_ms();
         match self.objects(bucket).entry(key.into()) {
             std::collections::btree_map::Entry::Occupied(_) => {
                 return Err(StoreError::AlreadyExists { key: key.into() });
@@ -220,6 +232,18 @@ impl World {
     /// Where in the log the record `id` lies, if it took effect.
     pub fn number_of(&self, volume: VolumeId, id: ObjectId) -> Option<RecordNumber> {
         self.truths().get(&volume)?.effective.get(&id).copied()
+    }
+
+    /// Up to which number the log of a volume has had the entries of the buffer under a grant.
+    pub fn completed(&self, volume: VolumeId, grant: GrantId) -> u64 {
+        self.truths().get(&volume).and_then(|truth| truth.completed.get(&grant).copied()).unwrap_or_default()
+    }
+
+    /// Whether a grant is in force.
+    pub fn is_held(&self, volume: VolumeId, grant: GrantId) -> bool {
+        let truths = self.truths();
+        let held = truths.get(&volume).and_then(|truth| truth.control.grant.as_ref());
+        held.is_some_and(|held| held.id == grant)
     }
 
     /// Whether the record at `number` is one of those that are never deleted.

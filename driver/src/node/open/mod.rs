@@ -217,7 +217,7 @@ impl OpenVolumes {
                 let session = volume.writer().inspect(|writer| writer.abandon());
                 volume.stack.abort().await.map_err(status::stack)?;
                 volume.stack.teardown().await.map_err(status::stack)?;
-                self.parts.drop_journal(&volume)?;
+                self.parts.drop_journal(&volume).await?;
                 (session.map_or(0, Volume::dirty_bytes), why)
             }
             None => {
@@ -313,7 +313,7 @@ impl Volumes for OpenVolumes {
         soon(&volume, Volume::drain).await?;
         volume.stack.teardown().await.map_err(status::stack)?;
         soon(&volume, Volume::drain).await?;
-        self.parts.drop_journal(&volume)?;
+        self.parts.drop_journal(&volume).await?;
         soon(&volume, Volume::close).await?;
         let key = handle.to_string();
         self.parts.front_end.drop_dirty_region(&key).await.map_err(status::stack)?;

@@ -16,7 +16,7 @@ fn name() -> JournalName {
 async fn a_journal_is_found_again_in_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let journals = journals(dir.path());
-    assert!(!journals.contains(&name()));
+    assert!(!journals.contains(&name()).await.unwrap());
     let buffer = JournaledBuffer::new(memory(), Some(journals.open(&name(), owner(None)).await.unwrap()));
     buffer.bind(GRANT, 0).unwrap();
     for fill in 1..=40 {
@@ -28,14 +28,14 @@ async fn a_journal_is_found_again_in_its_file() {
     assert!(matches!(busy, JournalsError::Path { .. }), "{busy}");
     drop(buffer);
 
-    assert_eq!(journals.list().unwrap(), [name()]);
+    assert_eq!(journals.list().await.unwrap(), [name()]);
     let buffer = JournaledBuffer::new(memory(), Some(opened_soon(&journals).await));
     buffer.bind(GRANT, 38).unwrap();
     assert_eq!(buffer.recover().unwrap(), [(39, write(39, 1)), (40, write(40, 1))]);
     drop(buffer);
-    journals.remove(&name()).unwrap();
-    journals.remove(&name()).unwrap();
-    assert_eq!(journals.list().unwrap(), []);
+    journals.remove(&name()).await.unwrap();
+    journals.remove(&name()).await.unwrap();
+    assert_eq!(journals.list().await.unwrap(), []);
 }
 
 /// The file is free once the task that wrote to it has ended, soon after the journal was dropped.
@@ -56,14 +56,14 @@ async fn what_is_set_aside_is_never_opened_again_and_expires() {
     let mut paths = Vec::new();
     for day in 1..=4 {
         drop(journals.open(&name(), owner(None)).await.unwrap());
-        paths.push(journals.set_aside(&name(), day * DAY.as_millis() as u64).unwrap());
-        assert_eq!(journals.list().unwrap(), []);
+        paths.push(journals.set_aside(&name(), day * DAY.as_millis() as u64).await.unwrap());
+        assert_eq!(journals.list().await.unwrap(), []);
     }
     let now_ms = 9 * DAY.as_millis() as u64;
     let there = || paths.iter().map(|path| path.exists()).collect::<Vec<_>>();
-    assert_eq!(journals.expire(now_ms, 7 * DAY, u64::MAX).unwrap(), 3);
+    assert_eq!(journals.expire(now_ms, 7 * DAY, u64::MAX).await.unwrap(), 3);
     assert_eq!(there(), [false, true, true, true]);
-    assert_eq!(journals.expire(now_ms, 7 * DAY, DISK_BYTES).unwrap(), 1);
+    assert_eq!(journals.expire(now_ms, 7 * DAY, DISK_BYTES).await.unwrap(), 1);
     assert_eq!(there(), [false, false, false, true]);
     // A new journal of the same name begins empty.
     let buffer = JournaledBuffer::new(memory(), Some(journals.open(&name(), owner(None)).await.unwrap()));
@@ -77,7 +77,7 @@ async fn a_file_that_was_not_finished_is_no_journal() {
     journals(dir.path());
     let unfinished = dir.path().join("journals").join(format!("{}.new", name()));
     std::fs::write(&unfinished, "zeros").unwrap();
-    assert_eq!(journals(dir.path()).list().unwrap(), []);
+    assert_eq!(journals(dir.path()).list().await.unwrap(), []);
     assert!(!unfinished.exists());
 }
 
