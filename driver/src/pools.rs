@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use holdfast_engine::cache::ChunkCache;
 use holdfast_engine::env::Env;
-use holdfast_engine::host::Host;
+use holdfast_engine::host::{Found, Host};
 use holdfast_engine::ids::PoolId;
-use holdfast_engine::log::Log;
 use holdfast_engine::map::PageCache;
-use holdfast_engine::pool::{Access, Pool, PoolEntry, PoolKind, PoolSet, PoolSource, VolumeJson};
+use holdfast_engine::pool::{Access, Pool, PoolEntry, PoolKind, PoolSet, PoolSource};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,17 +31,6 @@ const PAGE_MEMORY_BYTES: usize = 256 << 20;
 /// When a call that begins now must have ended.
 pub fn deadline() -> Instant {
     Instant::now() + CALL_LIMIT
-}
-
-/// A volume as it is found in its pool.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// Its pool.
-    pub pool: Arc<Pool>,
-    /// Its description.
-    pub json: VolumeJson,
-    /// Its log.
-    pub log: Log,
 }
 
 /// See the module.
@@ -193,8 +181,6 @@ impl Pools {
     /// A volume. `NOT_FOUND` if it is not described; it may be dead all the same.
     pub async fn find(&self, volume: VolumeHandle, deadline: Instant) -> Result<Found, Status> {
         let pool = self.pool(volume.pool)?;
-        let json = pool.volume_json(volume.volume, deadline).await.map_err(status::pool)?;
-        let log = self.host.log(&pool, volume.volume, deadline).await.map_err(status::pool)?;
-        Ok(Found { pool, json, log })
+        self.host.find(&pool, volume.volume, deadline).await.map_err(status::pool)
     }
 }

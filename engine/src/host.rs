@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use crate::buffer::DirtyBuffer;
 use crate::cache::ChunkCache;
 use crate::ids::{GrantId, SnapshotId, VolumeId};
-use crate::lineage::Lineage;
+use crate::lineage::{Lineage, Source};
 use crate::log::{Log, LogError};
 use crate::map::{MapView, PageCache, PageSource, VolumePages};
-use crate::pool::{Parent, Pool, PoolError, PoolSet};
+use crate::pool::{Pool, PoolError, PoolSet, VolumeJson};
 use crate::snapshot::{self, SnapshotError};
 use crate::volume::{BlockReader, Limits, OpenError, OpenOptions, Volume, bytes_in};
 
@@ -24,6 +24,32 @@ pub struct Host {
     pub pages: Arc<PageCache>,
     /// Chunks, near.
     pub cache: Arc<dyn ChunkCache>,
+}
+
+/// A volume as it is found in its pool.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its pool.
+    pub pool: Arc<Pool>,
+    /// Its description.
+    pub json: VolumeJson,
+    /// Its log.
+    pub log: Log,
+}
+
+impl Found {
+    /// The volume that `json` describes, in the pool that it was read from.
+    pub(crate) fn new(pool: &Arc<Pool>, json: VolumeJson) -> Result<Self, PoolError> {
+        let key = pool.key_of(&json)?;
+        let log = Log { store: pool.store(), volume: json.id, key, env: pool.env().clone() };
+        Ok(Self { pool: Arc::clone(pool), json, log })
+    }
+
+    /// Those of its ancestors that live in other pools than its own.
+    pub fn foreign(&self) -> BTreeSet<VolumeId> {
+        let parents = self.json.parents.iter();
+        parents.filter(|parent| parent.pool != self.pool.id()).map(|parent| parent.volume).collect()
+    }
 }
 
 /// How to open a volume on a host.
@@ -54,6 +80,16 @@ pub enum HostError {
 }
 
 impl Host {
+    /// Looks a volume up, by one request. It may be dead, or not made to the end.
+    pub async fn find(
+        &self,
+        pool: &Arc<Pool>,
+        volume: VolumeId,
+        deadline: Instant,
+    ) -> Result<Found, PoolError> {
+        Found::new(pool, pool.volume_json(volume, deadline).await?)
+    }
+
     /// The log of a volume.
     pub async fn log(&self, pool: &Pool, volume: VolumeId, deadline: Instant) -> Result<Log, PoolError> {
         let key = pool.data_key(volume, deadline).await?;
@@ -62,15 +98,11 @@ impl Host {
 
     /// How the objects of a volume and of its ancestors are read. An ancestor whose pool is not loaded, or that is
     /// gone, is left out: a volume that has been hydrated does not need it, and a read that does says so.
-    pub async fn lineage(
-        &self,
-        pool: &Pool,
-        volume: VolumeId,
-        deadline: Instant,
-    ) -> Result<Lineage, PoolError> {
+    pub async fn lineage(&self, found: &Found, deadline: Instant) -> Result<Lineage, PoolError> {
+        let Found { json, log, .. } = found;
         let lineage = Lineage::default();
-        lineage.insert(volume, pool.source(volume, deadline).await?);
-        for parent in pool.volume_json(volume, deadline).await?.parents {
+        lineage.insert(json.id, Source { store: Arc::clone(&log.store), key: log.key.clone() });
+        for parent in &json.parents {
             let Some(home) = self.pools.get(parent.pool) else { continue };
             match home.source(parent.volume, deadline).await {
                 Ok(source) => lineage.insert(parent.volume, source),
@@ -81,78 +113,54 @@ impl Host {
         Ok(lineage)
     }
 
-    /// The ancestors of a volume that live in other pools than its own.
-    pub async fn foreign(
-        &self,
-        pool: &Pool,
-        volume: VolumeId,
-        deadline: Instant,
-    ) -> Result<BTreeSet<VolumeId>, PoolError> {
-        Ok(foreign_of(pool, &pool.volume_json(volume, deadline).await?.parents))
-    }
-
     /// Bytes of blocks that lay in other pools when the volume was made, as the map of its source says. None if it was
     /// made of none, or its source cannot be read any more, as may be once it needs it no longer. Walks that map.
-    pub async fn restored_bytes(
-        &self,
-        pool: &Pool,
-        volume: VolumeId,
-        deadline: Instant,
-    ) -> Result<Option<u64>, HostError> {
-        let parents = pool.volume_json(volume, deadline).await?.parents;
-        let Some(source) = parents.first() else { return Ok(None) };
-        let Some(home) = self.pools.get(source.pool) else { return Ok(None) };
-        let log = match self.log(&home, source.volume, deadline).await {
+    pub async fn restored_bytes(&self, found: &Found, deadline: Instant) -> Result<Option<u64>, HostError> {
+        let Some(parent) = found.json.parents.first() else { return Ok(None) };
+        let Some(home) = self.pools.get(parent.pool) else { return Ok(None) };
+        let source = match self.find(&home, parent.volume, deadline).await {
             Err(PoolError::NoSuchVolume { .. }) => return Ok(None),
-            log => log?,
+            source => source?,
         };
-        let state = match snapshot::find(&log, source.snapshot, deadline).await {
+        let state = match snapshot::find(&source.log, parent.snapshot, deadline).await {
             Err(SnapshotError::Log(LogError::Illegal { .. })) => return Ok(None),
             state => state?,
         };
-        let pages = self.page_source(&log, &self.lineage(&home, source.volume, deadline).await?);
+        let pages = self.page_source(&source.log, &self.lineage(&source, deadline).await?);
         let view = MapView::from_stored(pages, &state.map.map);
-        let counted = bytes_in(&view, &foreign_of(pool, &parents)).await;
+        let counted = bytes_in(&view, &found.foreign()).await;
         Ok(Some(counted.map_err(|error| SnapshotError::from(LogError::from(error)))?))
     }
 
     /// Opens a volume for reading and writing. Its data are compressed as its description says.
-    pub async fn open(
-        &self,
-        pool: &Pool,
-        volume: VolumeId,
-        open: OpenAs,
-        deadline: Instant,
-    ) -> Result<Volume, HostError> {
-        let log = self.log(pool, volume, deadline).await?;
-        let lineage = self.lineage(pool, volume, deadline).await?;
-        let codec = pool.volume_json(volume, deadline).await?.codec;
+    pub async fn open(&self, found: &Found, open: OpenAs, deadline: Instant) -> Result<Volume, HostError> {
+        let lineage = self.lineage(found, deadline).await?;
         let OpenAs { grant, endpoint, buffer, limits } = open;
         let options = OpenOptions {
             grant,
             endpoint,
             buffer,
             cache: Arc::clone(&self.cache),
-            pages: self.page_source(&log, &lineage),
+            pages: self.page_source(&found.log, &lineage),
             lineage,
-            limits: Limits { codec, ..limits },
+            limits: Limits { codec: found.json.codec, ..limits },
         };
-        Ok(Volume::open(log, options, deadline).await?)
+        Ok(Volume::open(found.log.clone(), options, deadline).await?)
     }
 
     /// A reader of a snapshot's blocks.
     pub async fn snapshot_reader(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         snapshot: SnapshotId,
         deadline: Instant,
     ) -> Result<BlockReader, HostError> {
-        let log = self.log(pool, volume, deadline).await?;
-        let lineage = self.lineage(pool, volume, deadline).await?;
-        let pages = self.page_source(&log, &lineage);
+        let found = self.find(pool, volume, deadline).await?;
+        let lineage = self.lineage(&found, deadline).await?;
+        let pages = self.page_source(&found.log, &lineage);
         let cache = Arc::clone(&self.cache);
-        Ok(snapshot::reader(&log, snapshot, pages, lineage, cache, deadline).await?)
+        Ok(snapshot::reader(&found.log, snapshot, pages, lineage, cache, deadline).await?)
     }
 
     /// The pages of a volume's map.
@@ -161,7 +169,64 @@ impl Host {
     }
 }
 
-/// Those of a volume's ancestors that live in other pools than its own.
-fn foreign_of(own: &Pool, parents: &[Parent]) -> BTreeSet<VolumeId> {
-    parents.iter().filter(|parent| parent.pool != own.id()).map(|parent| parent.volume).collect()
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::buffer::MemoryBuffer;
+    use crate::cache::MemoryCache;
+    use crate::codec::{Codec, UserKey};
+    use crate::control::{CreateVolume, SourceSnapshot, publish};
+    use crate::env::Env;
+    use crate::log::GrantMode;
+    use crate::pool::{Access, PoolKind};
+    use crate::store::{Gate, Memory, Store};
+
+    fn deadline() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    /// A process of its own, which reads and writes an encrypted pool through `store`.
+    async fn host(store: Arc<dyn Store>) -> (Arc<Pool>, Host) {
+        let env = Env::system();
+        let key = UserKey::new([7; 32]);
+        let pool =
+            Pool::over("p", "memory", store, Some(&key), Access::ReadWrite, env.clone()).await.unwrap();
+        let pools = Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env));
+        (pool, Host { pools, pages: PageCache::new(1 << 20), cache: Arc::new(MemoryCache::new(1 << 20)) })
+    }
+
+    async fn open(host: &Host, found: &Found) -> Volume {
+        let grant = publish(&found.log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
+        let buffer = Arc::new(MemoryBuffer::new(1 << 20));
+        let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
+        host.open(found, open, deadline()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn opening_a_clone_reads_its_description_once_and_its_sources_for_the_key() {
+        let store = Memory::default();
+        let (pool, maker) = host(Arc::new(store.clone())).await;
+        let new = |name: &str, source| CreateVolume {
+            name: name.into(),
+            size_bytes: 1 << 20,
+            source,
+            codec: Codec::Raw,
+            parameters: Default::default(),
+        };
+        let volume = maker.create_volume(&pool, &new("source", None), deadline()).await.unwrap();
+        let source = open(&maker, &maker.find(&pool, volume, deadline()).await.unwrap()).await;
+        let snapshot = source.snapshot("s", "").await.unwrap();
+        let snapshot = SourceSnapshot { pool: Arc::clone(&pool), volume, snapshot };
+        let clone = maker.create_volume(&pool, &new("clone", Some(snapshot)), deadline()).await.unwrap();
+
+        // Who opens it has never seen either.
+        let descriptions = Gate::new(&store, usize::MAX, "volume.json");
+        let (pool, host) = host(descriptions.clone()).await;
+        let found = host.find(&pool, clone, deadline()).await.unwrap();
+        assert!(found.foreign().is_empty(), "both are in one pool");
+        open(&host, &found).await.close().await.unwrap();
+        assert_eq!(descriptions.calls(), 2);
+    }
 }

@@ -111,7 +111,8 @@ impl Scene {
     async fn open(&self, pool: &Arc<Pool>, volume: VolumeId, grant: GrantId) -> Volume {
         let buffer = Arc::new(MemoryBuffer::new(48 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-        self.host.open(pool, volume, open, deadline()).await.unwrap()
+        let found = self.host.find(pool, volume, deadline()).await.unwrap();
+        self.host.open(&found, open, deadline()).await.unwrap()
     }
 
     async fn grant(&self, pool: &Arc<Pool>, volume: VolumeId) -> GrantId {
@@ -154,9 +155,9 @@ struct Restored<'a> {
 impl Restored<'_> {
     async fn task(&self, pace: &Arc<Pace>) -> Hydrate {
         let Scene { host, pool, .. } = self.scene;
-        let foreign = host.foreign(pool, self.volume.id(), deadline()).await.unwrap();
-        let total_bytes = host.restored_bytes(pool, self.volume.id(), deadline()).await.unwrap();
-        Hydrate { foreign, total_bytes, pace: Arc::clone(pace) }
+        let found = host.find(pool, self.volume.id(), deadline()).await.unwrap();
+        let total_bytes = host.restored_bytes(&found, deadline()).await.unwrap();
+        Hydrate { foreign: found.foreign(), total_bytes, pace: Arc::clone(pace) }
     }
 
     async fn begin(&self, pace: &Arc<Pace>) -> Hydrating {

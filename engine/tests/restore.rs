@@ -77,11 +77,11 @@ impl Scene {
     }
 
     async fn open_on(&self, host: &Host, volume: VolumeId) -> Result<Volume, HostError> {
-        let log = self.host.log(&self.pool, volume, deadline()).await.unwrap();
-        let grant = publish(&log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
+        let found = host.find(&self.pool, volume, deadline()).await?;
+        let grant = publish(&found.log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
         let buffer = Arc::new(MemoryBuffer::new(48 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-        host.open(&self.pool, volume, open, deadline()).await
+        host.open(&found, open, deadline()).await
     }
 
     /// A host that has not loaded the target.
@@ -195,7 +195,7 @@ async fn a_volume_comes_back_from_its_archive_after_everything_else_is_gone() {
 
     let pins = scene.target.pins(point.volume, deadline()).await.unwrap();
     assert_eq!(pins.len(), 1, "an unhydrated volume holds its point");
-    let foreign = scene.host.foreign(&scene.pool, restored, deadline()).await.unwrap();
+    let foreign = scene.host.find(&scene.pool, restored, deadline()).await.unwrap().foreign();
     let (progress, seen) = watch::channel(Hydration::default());
     hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.unwrap();
     let seen = *seen.borrow();
@@ -368,7 +368,7 @@ async fn hydration_lets_go_of_the_archive_and_not_of_a_parent_in_the_same_pool()
     let clone = scene.create("clone", Some(source)).await;
 
     let volume = scene.open(clone).await;
-    let foreign = scene.host.foreign(&scene.pool, clone, deadline()).await.unwrap();
+    let foreign = scene.host.find(&scene.pool, clone, deadline()).await.unwrap().foreign();
     assert_eq!(foreign.iter().copied().collect::<Vec<_>>(), [point.volume]);
     let (progress, seen) = watch::channel(Hydration::default());
     hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.unwrap();
@@ -469,7 +469,7 @@ async fn a_volume_waits_for_the_pool_of_an_ancestor_that_it_needs_and_for_no_oth
     assert!(control.session.is_none(), "a session was begun: {control:?}");
 
     let volume = scene.open(restored).await;
-    let foreign = scene.host.foreign(&scene.pool, restored, deadline()).await.unwrap();
+    let foreign = scene.host.find(&scene.pool, restored, deadline()).await.unwrap().foreign();
     let (progress, _) = watch::channel(Hydration::default());
     hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.unwrap();
     scene.detach(volume).await;

@@ -69,11 +69,11 @@ impl Driver {
     }
 
     async fn open(&self, volume: VolumeId) -> Volume {
-        let log = self.host.log(&self.pool, volume, deadline()).await.expect("a log");
-        let grant = publish(&log, "node", GrantMode::ReadWrite, deadline()).await.expect("a grant");
+        let found = self.host.find(&self.pool, volume, deadline()).await.expect("the volume");
+        let grant = publish(&found.log, "node", GrantMode::ReadWrite, deadline()).await.expect("a grant");
         let buffer = Arc::new(MemoryBuffer::new(32 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-        self.host.open(&self.pool, volume, open, deadline()).await.expect("an open volume")
+        self.host.open(&found, open, deadline()).await.expect("an open volume")
     }
 
     /// A volume with that many MiB of data, archived as `point`.
@@ -149,7 +149,7 @@ async fn a_point_and_the_restore_from_it_are_seen_as_they_are() {
         "what is overwritten need not be copied back, and what is new is no part of it"
     );
 
-    let foreign = driver.host.foreign(&driver.pool, restored, deadline()).await.expect("its origin");
+    let foreign = driver.host.find(&driver.pool, restored, deadline()).await.expect("its origin").foreign();
     let (progress, _) = watch::channel(holdfast_engine::volume::Hydration::default());
     hydrate(volume.clone(), Hydrate::unlimited(foreign), progress).await.expect("hydrated");
     let whole = look(restored).await.expect("it was restored");

@@ -48,11 +48,11 @@ async fn archive(directory: &Path, data: &[u8]) -> Handle {
         parameters: BTreeMap::new(),
     };
     let volume = host.create_volume(&pool, &new, deadline).await.unwrap();
-    let log = host.log(&pool, volume, deadline).await.unwrap();
-    let grant = publish(&log, "job", GrantMode::ReadWrite, deadline).await.unwrap();
+    let found = host.find(&pool, volume, deadline).await.unwrap();
+    let grant = publish(&found.log, "job", GrantMode::ReadWrite, deadline).await.unwrap();
     let buffer = Arc::new(MemoryBuffer::new(64 << 20));
     let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-    let opened = host.open(&pool, volume, open, deadline).await.unwrap();
+    let opened = host.open(&found, open, deadline).await.unwrap();
     opened.write(0, data.to_vec().into()).await.unwrap();
     let snapshot = opened.snapshot("point", "").await.unwrap();
     opened.close().await.unwrap();

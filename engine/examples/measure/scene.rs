@@ -73,7 +73,8 @@ pub async fn grant(host: &Host, pool: &Arc<Pool>, volume: VolumeId) -> GrantId {
 pub async fn open(host: &Host, pool: &Arc<Pool>, volume: VolumeId, grant: GrantId) -> Volume {
     let buffer = Arc::new(MemoryBuffer::new(64 << 20));
     let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-    host.open(pool, volume, open, deadline()).await.unwrap()
+    let found = host.find(pool, volume, deadline()).await.unwrap();
+    host.open(&found, open, deadline()).await.unwrap()
 }
 
 /// Bytes that do not compress.

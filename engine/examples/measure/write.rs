@@ -79,12 +79,12 @@ pub async fn measure(dir: &Path, mib: u64, key: Option<&UserKey>) -> Value {
         Pool::over("measured", &url, store.clone(), key, Access::ReadWrite, Env::system()).await.unwrap();
     let host = host(&pool, None);
     let id = create(&host, &pool, "written", mib << 20, None).await;
-    let log = host.log(&pool, id, deadline()).await.unwrap();
-    let grant = publish(&log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
+    let found = host.find(&pool, id, deadline()).await.unwrap();
+    let grant = publish(&found.log, "node", GrantMode::ReadWrite, deadline()).await.unwrap();
     let buffer =
         Arc::new(Ring::open(Arc::new(MemoryRegion::new(BUFFER_BYTES)), &Budget::unlimited()).unwrap());
     let open = OpenAs { grant, endpoint: String::new(), buffer, limits: Limits::default() };
-    let volume = host.open(&pool, id, open, deadline()).await.unwrap();
+    let volume = host.open(&found, open, deadline()).await.unwrap();
     let scene = Scene { store, volume, objects: AtomicU64::new(0), mib };
 
     let (put_us, flush_us) = scene.flushes().await;

@@ -1,5 +1,7 @@
 //! Verification: reading everything that a snapshot names, and checking it.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 use super::{ArchiveError, Progress};
@@ -32,7 +34,7 @@ pub struct Verified {
 /// the verification; a store that does not answer does.
 pub async fn verify(
     host: &Host,
-    pool: &Pool,
+    pool: &Arc<Pool>,
     handle: Handle,
     progress: &watch::Sender<Progress>,
 ) -> Result<Verified, ArchiveError> {

@@ -20,11 +20,11 @@ use tokio::time::Instant;
 
 use super::ControlError;
 use crate::codec::{self, Codec};
-use crate::host::Host;
+use crate::host::{Found, Host};
 use crate::ids::{ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
 use crate::log::{Control, ControlOnly, Log, LogError, Op, Put, Record};
 use crate::map::{Origin, Root, StoredMap};
-use crate::pool::{Access, NewVolume, Parent, Pool, PoolError, layout};
+use crate::pool::{Access, NewVolume, Parent, Pool, PoolError, VolumeJson, layout};
 use crate::snapshot::{self, SnapshotState};
 
 /// A volume to make.
@@ -95,18 +95,18 @@ impl Host {
     /// Gives the creation of `volume` up, unless it has come to its end meanwhile.
     pub async fn give_up(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         deadline: Instant,
     ) -> Result<(), ControlError> {
-        let name = pool.volume_json(volume, deadline).await?.name;
-        self.settle(pool, volume, &name, deadline).await.map(|_| ())
+        let found = self.find(pool, volume, deadline).await?;
+        self.settle_described(&found, deadline).await.map(|_| ())
     }
 
     /// Finds out whether `volume` exists; if it does not, gives its creation up and frees its name.
     async fn settle(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         name: &str,
         deadline: Instant,
@@ -120,13 +120,18 @@ impl Host {
         };
         // A creation that died between name and description gets one here, for the key of its Dead record.
         let json = pool.create_volume_json(volume, &empty, deadline).await?;
-        let log = self.log(pool, volume, deadline).await?;
+        self.settle_described(&Found::new(pool, json)?, deadline).await
+    }
+
+    /// The same for a creation that has come as far as its description.
+    async fn settle_described(&self, found: &Found, deadline: Instant) -> Result<Standing, ControlError> {
+        let Found { pool, json, log } = found;
         let control = log.replay(&mut ControlOnly, deadline).await?.control;
         if !control.last.is_none() && !control.dead {
             return Ok(Standing::Exists);
         }
         let given_up = if control.last.is_none() {
-            match put_first(&log, Op::Dead, deadline).await? {
+            match put_first(log, Op::Dead, deadline).await? {
                 Put::Taken(found) if !found.ops.contains(&Op::Dead) => return Ok(Standing::Exists),
                 Put::Done | Put::Taken(_) => true,
             }
@@ -134,12 +139,12 @@ impl Host {
             // One that existed and was deleted may have snapshots left, and those need its pins.
             log.get(RecordNumber(1), deadline).await?.is_some_and(|first| first.ops.contains(&Op::Dead))
         };
-        for Parent { pool: home, volume: parent, snapshot } in json.parents.into_iter().filter(|_| given_up) {
-            if let Some(home) = self.pools.get(home) {
-                home.remove_pin(parent, snapshot, volume, deadline).await?;
+        for parent in json.parents.iter().filter(|_| given_up) {
+            if let Some(home) = self.pools.get(parent.pool) {
+                home.remove_pin(parent.volume, parent.snapshot, json.id, deadline).await?;
             }
         }
-        pool.unbind_volume_name(name, volume, deadline).await?;
+        pool.unbind_volume_name(&json.name, json.id, deadline).await?;
         Ok(Standing::Free)
     }
 
@@ -175,7 +180,7 @@ impl Host {
         if json.parents != description.parents {
             return Err(ControlError::Busy { volume });
         }
-        let log = self.log(pool, volume, deadline).await?;
+        let Found { log, .. } = Found::new(pool, json)?;
         if let Some((source, state)) = source {
             self.pin(pool, volume, &origins, deadline).await?;
             self.confirm(source, &state, deadline).await?;
@@ -253,15 +258,14 @@ impl Host {
     /// the map as it was before. The second one was begun later, and knows of that snapshot.
     pub async fn release_pins(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         deadline: Instant,
     ) -> Result<usize, ControlError> {
-        let parents = pool.volume_json(volume, deadline).await?.parents;
+        let Found { json: VolumeJson { parents, .. }, log, .. } = self.find(pool, volume, deadline).await?;
         if parents.is_empty() {
             return Ok(0);
         }
-        let log = self.log(pool, volume, deadline).await?;
         let mut named: Vec<Origin> = Vec::new();
         for (number, _) in log.roots(deadline).await?.iter().rev().take(2) {
             let Some(root) = log.root(*number, deadline).await? else { return Ok(0) };

@@ -128,10 +128,11 @@ impl Host {
     /// Opens a session under a maintenance grant, which gives way to any publish.
     pub async fn maintain(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         log: &Log,
         deadline: Instant,
     ) -> Result<Maintenance, ControlError> {
+        let found = self.find(pool, log.volume, deadline).await?;
         let node = format!("maintenance-{}", ObjectId::random(&*log.env.entropy));
         let grant = publish(log, &node, GrantMode::Maintenance, deadline)
             .await
@@ -142,7 +143,7 @@ impl Host {
             buffer: Arc::new(MemoryBuffer::new(BUFFER_BYTES)),
             limits: Limits::default(),
         };
-        match self.open(pool, log.volume, open, deadline).await {
+        match self.open(&found, open, deadline).await {
             Ok(volume) => Ok(Maintenance { volume, log: log.clone(), grant }),
             Err(error) => {
                 revoke(log, grant, deadline).await?;
@@ -185,7 +186,7 @@ impl Host {
     /// reclaimed later.
     pub async fn delete_volume(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         deadline: Instant,
     ) -> Result<(), ControlError> {
@@ -231,7 +232,7 @@ impl Host {
     /// Ends what maintenance a volume is under which no node holds, and writes the maps that its snapshots still lack.
     async fn complete_snapshots(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         log: &Log,
         deadline: Instant,
     ) -> Result<(), ControlError> {

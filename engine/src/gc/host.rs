@@ -26,19 +26,18 @@ impl Host {
         limits: Limits,
         deadline: Instant,
     ) -> Result<Detached, GcError> {
-        let log = self.log(pool, volume, deadline).await?;
-        let lineage = self.lineage(pool, volume, deadline).await?;
-        let codec = pool.volume_json(volume, deadline).await?.codec;
+        let found = self.find(pool, volume, deadline).await?;
+        let lineage = self.lineage(&found, deadline).await?;
         let options = OpenOptions {
             grant: ObjectId::NONE,
             endpoint: String::new(),
             buffer: Arc::new(MemoryBuffer::new(BUFFER_BYTES)),
             cache: Arc::clone(&self.cache),
-            pages: self.page_source(&log, &lineage),
+            pages: self.page_source(&found.log, &lineage),
             lineage,
-            limits: Limits { codec, ..limits },
+            limits: Limits { codec: found.json.codec, ..limits },
         };
-        collect_detached(&log, COLLECTOR, options, deadline).await
+        collect_detached(&found.log, COLLECTOR, options, deadline).await
     }
 
     /// Removes a deleted volume that nothing needs; see [`reclaim`].

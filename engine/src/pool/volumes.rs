@@ -84,7 +84,7 @@ impl Pool {
         };
         match self.create(&layout::volume_json(volume), &json, deadline).await? {
             Created::Ours => Ok(json),
-            Created::Theirs(theirs) => Ok(theirs),
+            Created::Theirs(theirs) => self.description_of(volume, theirs),
         }
     }
 
@@ -95,15 +95,20 @@ impl Pool {
             .read(&key, deadline)
             .await?
             .ok_or_else(|| PoolError::NoSuchVolume { pool: self.name.clone(), volume })?;
+        self.description_of(volume, json)
+    }
+
+    /// `json`, if it is that of `volume`, in whose place it lay.
+    fn description_of(&self, volume: VolumeId, json: VolumeJson) -> Result<VolumeJson, PoolError> {
         if json.id == volume {
             return Ok(json);
         }
         let reason = format!("it describes volume {}", json.id);
-        Err(PoolError::Malformed { pool: self.name.clone(), key, reason })
+        Err(PoolError::Malformed { pool: self.name.clone(), key: layout::volume_json(volume), reason })
     }
 
     /// The key that a volume's description holds.
-    pub(super) fn key_of(&self, json: &VolumeJson) -> Result<Option<DataKey>, PoolError> {
+    pub(crate) fn key_of(&self, json: &VolumeJson) -> Result<Option<DataKey>, PoolError> {
         let missing = |reason: &str| PoolError::Malformed {
             pool: self.name.clone(),
             key: layout::volume_json(json.id),

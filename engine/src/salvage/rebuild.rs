@@ -111,9 +111,9 @@ impl Host {
         if pool.volume_named(name, deadline).await?.is_some() {
             return Err(SalvageError::NameTaken { name: name.into() });
         }
-        let json = pool.volume_json(volume, deadline).await?;
-        let log = self.log(pool, volume, deadline).await?;
-        let lineage = self.lineage(pool, volume, deadline).await?;
+        let source = self.find(pool, volume, deadline).await?;
+        let lineage = self.lineage(&source, deadline).await?;
+        let (json, log) = (source.json, source.log);
         let pages = self.page_source(&log, &lineage);
         let parent = self.parent_map(volume, &json).await?;
         let found = match replayed(&log, &pages, &json, &parent).await? {

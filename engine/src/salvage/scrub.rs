@@ -90,7 +90,7 @@ impl Host {
     /// and does not end it; a store that does not answer does. Tells `progress` how far it is.
     pub async fn scrub(
         &self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         scope: Scope,
         progress: &(dyn Fn(Scrubbing) + Sync),
@@ -114,7 +114,7 @@ impl Host {
 /// The blocks of the head of a volume whose chunks are damaged.
 pub(super) async fn damaged_head(
     host: &Host,
-    pool: &Pool,
+    pool: &Arc<Pool>,
     volume: VolumeId,
     progress: &(dyn Fn(Scrubbing) + Sync),
 ) -> Result<Vec<Extent>, SalvageError> {
@@ -159,14 +159,15 @@ struct Round {
 impl<'a> Scrub<'a> {
     async fn new(
         host: &Host,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         volume: VolumeId,
         scope: Scope,
         progress: &'a (dyn Fn(Scrubbing) + Sync),
     ) -> Result<Self, SalvageError> {
         let deadline = Instant::now() + PATIENCE;
-        let log = host.log(pool, volume, deadline).await?;
-        let lineage = host.lineage(pool, volume, deadline).await?;
+        let found = host.find(pool, volume, deadline).await?;
+        let lineage = host.lineage(&found, deadline).await?;
+        let log = found.log;
         // A cache of its own: what others have read before is to be read again.
         let pages = VolumePages::new(PageCache::new(PAGES_BYTES), lineage.clone(), volume, log.env.clone());
         Ok(Self {

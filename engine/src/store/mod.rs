@@ -13,6 +13,8 @@ mod config;
 mod connect;
 mod direct;
 mod directory;
+#[cfg(test)]
+mod gate;
 mod memory;
 mod remote;
 mod retry;
@@ -26,6 +28,8 @@ use bytes::Bytes;
 
 pub use config::{ConfigError, Credentials, Encryption, PoolConfig, parse_key};
 pub use directory::Directory;
+#[cfg(test)]
+pub(crate) use gate::Gate;
 pub use memory::Memory;
 pub use remote::Remote;
 pub use retry::{Backoff, retry};

@@ -200,17 +200,17 @@ impl ArchiveStore for EngineStore {
         let home =
             home.ok_or_else(|| StoreError::NotFound(format!("pool {} is not configured", handle.pool)))?;
         let host = self.host(loaded);
-        let foreign = host.foreign(&home, handle.volume, deadline).await?;
+        let found = host.find(&home, handle.volume, deadline).await?;
+        let foreign = found.foreign();
         if foreign.is_empty() {
             return Ok(None);
         }
-        let log = host.log(&home, handle.volume, deadline).await?;
-        let lineage = host.lineage(&home, handle.volume, deadline).await?;
-        let pages = host.page_source(&log, &lineage);
-        let left_bytes = hydration::left_bytes(&log, pages, &foreign, deadline).await?;
+        let lineage = host.lineage(&found, deadline).await?;
+        let pages = host.page_source(&found.log, &lineage);
+        let left_bytes = hydration::left_bytes(&found.log, pages, &foreign, deadline).await?;
         let total_bytes = match total_bytes {
             0 => {
-                let restored = host.restored_bytes(&home, handle.volume, deadline).await;
+                let restored = host.restored_bytes(&found, deadline).await;
                 restored.map_err(ControlError::from)?.unwrap_or_default()
             }
             known => known,

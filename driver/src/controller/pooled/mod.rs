@@ -13,7 +13,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use holdfast_engine::control;
-use holdfast_engine::host::Host;
+use holdfast_engine::host::{Found, Host};
 use holdfast_engine::ids::GrantId;
 use holdfast_engine::log::{Control, GrantMode};
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ use super::storage::{NewVolume, Page, PageRequest, SnapshotInfo, Storage, Volume
 use crate::handles::{SnapshotHandle, VolumeHandle};
 use crate::owner::client::Owners;
 use crate::params::Durability;
-use crate::pools::{Found, Pools, deadline};
+use crate::pools::{Pools, deadline};
 use crate::publication::Access;
 use crate::status;
 

@@ -1,11 +1,9 @@
 //! Copying what a restored volume reads from archives, as long as it is served.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::ids::VolumeId;
-use holdfast_engine::pool::Pool;
+use holdfast_engine::host::Found;
 use holdfast_engine::volume::{Hydrate, Hydration, Volume, VolumeError, hydrate};
 use tokio::sync::watch;
 
@@ -16,31 +14,22 @@ use crate::pools::deadline;
 /// The pause before it is asked again what there was to copy.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Where the blocks of a volume are, and may be.
-#[derive(Debug)]
-pub(super) struct Restored {
-    /// Its pool.
-    pub(super) pool: Arc<Pool>,
-    /// The volumes in other pools that it was made from.
-    pub(super) foreign: BTreeSet<VolumeId>,
-}
-
 impl Parts {
     /// Copies what lies in archives into the volume's own pool from now on, behind the user's back.
     pub(super) fn hydrate(
         &self,
         handle: VolumeHandle,
         writer: &Volume,
-        restored: Restored,
+        found: Found,
     ) -> watch::Receiver<Hydration> {
-        let done = !writer.reads_from(&restored.foreign);
+        let done = !writer.reads_from(&found.foreign());
         let (progress, hydration) = watch::channel(Hydration { done, ..Hydration::default() });
         if done {
             return hydration;
         }
         let (parts, writer) = (self.clone(), writer.clone());
         tokio::spawn(async move {
-            match parts.hydrate_all(&writer, restored, progress).await {
+            match parts.hydrate_all(&writer, &found, progress).await {
                 Ok(()) => tracing::info!(volume = %handle, "the volume needs its archive no longer"),
                 Err(error) => tracing::warn!(volume = %handle, %error, "hydration has ended early"),
             }
@@ -51,11 +40,11 @@ impl Parts {
     async fn hydrate_all(
         &self,
         writer: &Volume,
-        Restored { pool, foreign }: Restored,
+        found: &Found,
         progress: watch::Sender<Hydration>,
     ) -> Result<(), VolumeError> {
         let total_bytes = loop {
-            match self.pools.host().restored_bytes(&pool, writer.id(), deadline()).await {
+            match self.pools.host().restored_bytes(found, deadline()).await {
                 Ok(total_bytes) => break total_bytes,
                 Err(error) => {
                     writer.check()?;
@@ -64,7 +53,7 @@ impl Parts {
                 }
             }
         };
-        let task = Hydrate { foreign, total_bytes, pace: Arc::clone(&self.hydration) };
+        let task = Hydrate { foreign: found.foreign(), total_bytes, pace: Arc::clone(&self.hydration) };
         hydrate(writer.clone(), task, progress).await
     }
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_engine::buffer::DirtyBuffer;
+use holdfast_engine::host::Found;
 use holdfast_engine::ids::GrantId;
 use holdfast_engine::journal::{JournalName, JournaledBuffer, Owner, Settled};
 use holdfast_engine::volume::Volume;
@@ -22,7 +23,7 @@ use super::parts::Opened;
 use super::{OpenVolume, OpenVolumes, Parts, Refused, STORE_LIMIT, Served};
 use crate::handles::VolumeHandle;
 use crate::params::{DURABILITY, Durability};
-use crate::pools::{Found, deadline};
+use crate::pools::deadline;
 use crate::publication::{Access, Publication};
 use crate::status;
 

@@ -7,12 +7,11 @@ use holdfast_engine::buffer::{Budget, DirtyBuffer, Mutation, Ring};
 use holdfast_engine::cache::{ChunkCache, CountedCache};
 use holdfast_engine::env::Env;
 use holdfast_engine::gc::{Rhythm, maintain};
-use holdfast_engine::host::{Host, HostError, OpenAs};
+use holdfast_engine::host::{Found, Host, HostError, OpenAs};
 use holdfast_engine::journal::Journals;
 use holdfast_engine::volume::{Fetcher, Limits, OpenError, Pace};
 use tonic::Status;
 
-use super::hydration::Restored;
 use super::{OpenVolume, ReadOnlyVolume, Served};
 use crate::frontend::{FrontEnd, Saved, Stack};
 use crate::handles::VolumeHandle;
@@ -87,11 +86,9 @@ impl Parts {
         let cache = Arc::new(CountedCache::new(Arc::clone(&self.pools.host().cache)));
         let counted = Arc::clone(&cache) as Arc<dyn ChunkCache>;
         let host = Host { cache: counted, ..self.pools.host().clone() };
-        let volume = handle.volume;
         let found = self.pools.find(handle, deadline).await?;
         match publication.access {
             Access::ReadWrite => {
-                let foreign = host.foreign(&found.pool, volume, deadline).await.map_err(status::pool)?;
                 let inner = self.dirty_buffer(handle).await?;
                 let buffer = self.journaled(handle, publication.grant, &found, inner).await?;
                 let open = OpenAs {
@@ -100,23 +97,22 @@ impl Parts {
                     buffer: Arc::clone(&buffer) as Arc<dyn DirtyBuffer>,
                     limits: Limits { outage: self.outage, ..Limits::default() },
                 };
-                match host.open(&found.pool, volume, open, deadline).await {
+                match host.open(&found, open, deadline).await {
                     Ok(volume) => {
-                        let restored = Restored { pool: found.pool, foreign };
-                        Ok(Opened { served: Served::Writer(volume, buffer), cache, restored: Some(restored) })
+                        Ok(Opened { served: Served::Writer(volume, buffer), cache, found: Some(found) })
                     }
                     Err(HostError::Open(error)) => Err(error.into()),
                     Err(error) => Err(status::host(error).into()),
                 }
             }
             Access::ReadOnly => {
-                let lineage = host.lineage(&found.pool, volume, deadline).await.map_err(status::pool)?;
+                let lineage = host.lineage(&found, deadline).await.map_err(status::pool)?;
                 let pages = host.page_source(&found.log, &lineage);
                 let fetcher = Fetcher::new(lineage, Arc::clone(&host.cache), self.env.clone());
                 let grant = publication.grant;
                 let reader =
                     ReadOnlyVolume::open(found.log, grant, (pages, fetcher), self.outage, deadline).await?;
-                Ok(Opened { served: Served::Reader(Arc::new(reader)), cache, restored: None })
+                Ok(Opened { served: Served::Reader(Arc::new(reader)), cache, found: None })
             }
         }
     }
@@ -128,11 +124,11 @@ impl Parts {
         handle: VolumeHandle,
         publication: Publication,
         stack: Stack,
-        Opened { served, cache, restored }: Opened,
+        Opened { served, cache, found }: Opened,
     ) -> OpenVolume {
         let mut hydration = None;
         if let Served::Writer(writer, _) = &served {
-            hydration = restored.map(|restored| self.hydrate(handle, writer, restored));
+            hydration = found.map(|found| self.hydrate(handle, writer, found));
             let writer = writer.clone();
             tokio::spawn(async move {
                 let over = maintain(writer, Rhythm::default()).await;
@@ -180,8 +176,8 @@ pub(super) struct Opened {
     pub(super) served: Served,
     /// The cache as the volume uses it.
     cache: Arc<CountedCache>,
-    /// What it may read from elsewhere; of one that is only read, that does not matter.
-    restored: Option<Restored>,
+    /// Where it was found; of one that is only read, that does not matter.
+    found: Option<Found>,
 }
 
 /// Why a volume is not served.

@@ -276,11 +276,11 @@ async fn a_clone_has_all_that_its_snapshot_had_or_is_not_made_wherever_its_maker
         };
         made += 1;
         let (pool, host) = host(Arc::new(source.scene.store.clone())).await;
-        let log = host.log(&pool, clone, deadline()).await.unwrap();
-        let grant = publish(&log, "b", GrantMode::ReadWrite, deadline()).await.unwrap();
+        let found = host.find(&pool, clone, deadline()).await.unwrap();
+        let grant = publish(&found.log, "b", GrantMode::ReadWrite, deadline()).await.unwrap();
         let buffer = Arc::new(MemoryBuffer::new(1 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: source.scene.limits.clone() };
-        let opened = host.open(&pool, clone, open, deadline()).await.unwrap();
+        let opened = host.open(&found, open, deadline()).await.unwrap();
         source.scene.model = std::mem::take(&mut source.model);
         source.scene.check(&opened).await;
         if !arrived {

@@ -2,14 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::buffer::MemoryBuffer;
@@ -23,7 +20,8 @@ use crate::lineage::{Lineage, Source};
 use crate::log::{Control, ControlOnly, GrantMode, Log, Op, Put, Record};
 use crate::map::{PageCache, VolumePages};
 use crate::pool::{Access, Pool, PoolKind, PoolSet, layout};
-use crate::store::{Listed, Memory, Store, StoreError};
+pub(crate) use crate::store::Gate;
+use crate::store::{Listed, Memory, Store};
 pub(crate) use crate::testing::content;
 use crate::volume::{Limits, OpenOptions, Volume};
 use crate::{codec, snapshot};
@@ -46,70 +44,6 @@ pub async fn host(store: Arc<dyn Store>) -> (Arc<Pool>, Host) {
     let pool = Pool::over("p", "memory", store, None, Access::ReadWrite, env.clone()).await.unwrap();
     let pools = Arc::new(PoolSet::of([(PoolKind::Pool, Arc::clone(&pool))], env));
     (pool, Host { pools, pages: PageCache::new(1 << 20), cache: Arc::new(NoCache) })
-}
-
-/// A store that counts calls, and lets one of them wait until it is let go.
-#[derive(Debug)]
-pub struct Gate {
-    inner: Memory,
-    calls: AtomicUsize,
-    stop_at: usize,
-    stop_key: String,
-    pub arrived: Notify,
-    pub go: Notify,
-}
-
-impl Gate {
-    /// Call number `stop_at` waits, if its key contains `stop_key`; later ones with that key if it does not.
-    pub fn new(inner: &Memory, stop_at: usize, stop_key: &str) -> Arc<Self> {
-        Arc::new(Self {
-            inner: inner.clone(),
-            calls: AtomicUsize::new(0),
-            stop_at,
-            stop_key: stop_key.into(),
-            arrived: Notify::new(),
-            go: Notify::new(),
-        })
-    }
-
-    pub fn calls(&self) -> usize {
-        self.calls.load(Ordering::Relaxed)
-    }
-
-    async fn pass(&self, key: &str) {
-        if key.contains(&self.stop_key) && self.calls.fetch_add(1, Ordering::Relaxed) == self.stop_at {
-            self.arrived.notify_one();
-            self.go.notified().await;
-        }
-    }
-}
-
-#[async_trait]
-impl Store for Gate {
-    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
-        self.pass(key).await;
-        self.inner.put_if_absent(key, body).await
-    }
-
-    async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        self.pass(key).await;
-        self.inner.get(key).await
-    }
-
-    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.pass(key).await;
-        self.inner.get_range(key, range).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, StoreError> {
-        self.pass(prefix).await;
-        self.inner.list(prefix, after, limit).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.pass(key).await;
-        self.inner.delete(key).await
-    }
 }
 
 /// A volume in a store in memory.

@@ -97,10 +97,11 @@ impl Scene {
     }
 
     pub async fn open(&self, volume: VolumeId) -> Volume {
-        let grant = publish(&self.log(volume).await, NODE, GrantMode::ReadWrite, deadline()).await.unwrap();
+        let found = self.host.find(&self.pool, volume, deadline()).await.unwrap();
+        let grant = publish(&found.log, NODE, GrantMode::ReadWrite, deadline()).await.unwrap();
         let buffer = Arc::new(MemoryBuffer::new(32 << 20));
         let open = OpenAs { grant, endpoint: String::new(), buffer, limits: self.limits.clone() };
-        self.host.open(&self.pool, volume, open, deadline()).await.unwrap()
+        self.host.open(&found, open, deadline()).await.unwrap()
     }
 
     pub async fn detach(&self, volume: &Volume) {
