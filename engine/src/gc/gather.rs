@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+
 use super::mark::{Usage, own};
 use crate::ids::{CHUNK_BLOCKS_MAX, ObjectId, VolumeId};
 use crate::map::{Diff, Extent, Extents, Location, MapError, MapView, Walk};
@@ -66,6 +68,27 @@ pub(super) enum Names {
     Compared { newer: MapView, older: MapView },
 }
 
+impl Names {
+    /// What it names from block `begin` on, in order, and holes.
+    fn from(&self, begin: u64) -> BoxStream<'_, Result<Extent, MapError>> {
+        match self {
+            Self::Head(head) => stream::try_unfold(Walk::from(head, begin), |mut walk| async move {
+                let found = walk.next().await?;
+                Ok::<_, MapError>(found.map(|found| (stream::iter(found.into_iter().map(Ok)), walk)))
+            })
+            .try_flatten()
+            .boxed(),
+            Self::Known(extents) => stream::iter(extents.from(begin).map(Ok)).boxed(),
+            Self::Compared { newer, older } => {
+                stream::try_unfold(Diff::new(newer, older, begin), |mut diff| async move {
+                    Ok(diff.next().await?.map(|extent| (extent, diff)))
+                })
+                .boxed()
+            }
+        }
+    }
+}
+
 /// What was found of a range of blocks.
 struct Found {
     end: u64,
@@ -104,36 +127,12 @@ impl<'a> Gather<'a> {
 
     /// Looks at what one of the maps names. Answers where it says more.
     async fn look(&self, at: usize, found: &mut Found) -> Result<u64, MapError> {
-        let begin = self.next[at].max(self.lba);
-        match &self.names[at] {
-            Names::Head(head) => {
-                let mut walk = Walk::from(head, begin);
-                while let Some(extents) = walk.next().await? {
-                    for extent in extents {
-                        if extent.lba >= found.end {
-                            return Ok(extent.lba);
-                        }
-                        self.note(&extent, at, found);
-                    }
-                }
+        let mut named = self.names[at].from(self.next[at].max(self.lba));
+        while let Some(extent) = named.try_next().await? {
+            if extent.lba >= found.end {
+                return Ok(extent.lba);
             }
-            Names::Known(extents) => {
-                for extent in extents.from(begin) {
-                    if extent.lba >= found.end {
-                        return Ok(extent.lba);
-                    }
-                    self.note(&extent, at, found);
-                }
-            }
-            Names::Compared { newer, older } => {
-                let mut diff = Diff::new(newer, older, begin);
-                while let Some(extent) = diff.next().await? {
-                    if extent.lba >= found.end {
-                        return Ok(extent.lba);
-                    }
-                    self.note(&extent, at, found);
-                }
-            }
+            self.note(&extent, at, found);
         }
         Ok(u64::MAX)
     }
