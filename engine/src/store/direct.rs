@@ -70,9 +70,44 @@ fn write_piece(file: &mut File, mut piece: &[u8], rest: &mut &[u8]) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
+    use std::io::{IoSliceMut, Read, Seek};
+
+    use rustix::fs::fstatfs;
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
     use super::*;
+
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+    /// Whether the file begins in the page cache.
+    fn is_cached(file: &File) -> bool {
+        let mut block = [0; ALIGN];
+        match preadv2(file, &mut [IoSliceMut::new(&mut block)], 0, ReadWriteFlags::NOWAIT) {
+            Ok(read) => read == ALIGN,
+            Err(Errno::AGAIN) => false,
+            Err(error) => panic!("a read that does not wait: {error}"),
+        }
+    }
+
+    #[test]
+    fn large_files_go_past_the_page_cache_and_from_where_they_lie_if_that_is_aligned() {
+        let memory = vec![1; LARGE_BYTES + 2 * ALIGN];
+        let aligned = memory.as_ptr().align_offset(ALIGN);
+        let written = |start: usize, len: usize| {
+            let mut file = tempfile::tempfile().unwrap();
+            write(&mut file, &memory[start..start + len]).unwrap();
+            file
+        };
+        PIECE.take();
+        let file = written(aligned, LARGE_BYTES);
+        assert!(PIECE.take().is_empty(), "what is aligned was copied");
+        let has_a_disk = fstatfs(&file).unwrap().f_type as i64 != TMPFS_MAGIC;
+        assert!(!has_a_disk || !is_cached(&file), "what is aligned is in the page cache");
+        let file = written(aligned + 1, LARGE_BYTES);
+        assert!(!PIECE.take().is_empty());
+        assert!(!has_a_disk || !is_cached(&file), "what is not aligned is in the page cache");
+        assert!(is_cached(&written(aligned, LARGE_BYTES - 1)));
+    }
 
     #[test]
     fn files_of_all_lengths_are_what_was_written() {

@@ -7,7 +7,7 @@ use crate::buffer::MemoryBuffer;
 use crate::codec::Codec;
 use crate::control::{ControlError, CreateVolume, SourceSnapshot, publish};
 use crate::gc::Collector;
-use crate::host::OpenAs;
+use crate::host::{Host, OpenAs};
 use crate::ids::{BLOCK_BYTES, SnapshotId};
 use crate::log::{GrantMode, Op};
 use crate::pool::{NewVolume, Pool, layout};
@@ -248,6 +248,53 @@ async fn the_pins_of_a_maker_that_died_anywhere_go_when_its_creation_stands_stil
         }
     }
     assert!(pinned > 3 && made >= 1, "{pinned} pinned, {made} made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_a_creation_up_and_dies_anywhere_leaves_the_rest_to_the_next() {
+    // The last call of a maker is the put that makes the clone exist.
+    let idle = {
+        let source = Source::new().await;
+        let gate = Gate::new(&source.scene.store, usize::MAX, "");
+        let (pool, maker) = host(gate.clone()).await;
+        maker.create_volume(&pool, &source.clone_in(&pool), deadline()).await.unwrap();
+        gate
+    };
+    for stop_at in calls_to_open().await.. {
+        let source = Source::new().await;
+        let gate = Gate::new(&source.scene.store, idle.calls() - 1, "");
+        let (pool, maker) = host(gate.clone()).await;
+        let new = source.clone_in(&pool);
+        tokio::select! {
+            biased;
+            made = maker.create_volume(&pool, &new, deadline()) => panic!("{made:?} is to stand still"),
+            () = gate.arrived.notified() => {}
+        }
+        let (plain, next) = host(Arc::new(source.scene.store.clone())).await;
+        let clone = plain.volume_named("clone", deadline()).await.unwrap().expect("its name is bound");
+        let pins = async || source.scene.keys(&layout::pins(source.scene.log.volume)).await.len();
+        assert_eq!(pins().await, 1);
+        let looks = async |host: &Host, pool: &Arc<Pool>| {
+            let mut seen = None;
+            for _ in 0..3 {
+                seen = host.tend(pool, clone, seen, source.scene.limits.clone(), deadline()).await.unwrap();
+            }
+        };
+        let gate = Gate::new(&source.scene.store, stop_at, "");
+        let (pool, tender) = host(gate.clone()).await;
+        let died = tokio::select! {
+            biased;
+            () = looks(&tender, &pool) => false,
+            () = gate.arrived.notified() => true,
+        };
+        looks(&next, &plain).await;
+        let named = plain.volume_named("clone", deadline()).await.unwrap();
+        assert_eq!((pins().await, named), (0, None), "call {stop_at}");
+        if !died {
+            assert!(stop_at > calls_to_open().await + 5, "it gave nothing up");
+            break;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
