@@ -29,6 +29,7 @@ use crate::certificates;
 use crate::context::Context;
 use crate::error::{Doing, Error};
 use crate::incidents;
+use crate::jobs::{self, JobState};
 use crate::lease::{Candidate, Timing};
 use crate::metrics::{Metrics, PolicyLabels, ReconcileLabels};
 use crate::policy;
@@ -193,12 +194,15 @@ async fn targets(ctx: &Arc<Context>) {
             .map(|target| ObjectRef::from_obj(&*target))
             .collect::<Vec<_>>()
     };
-    let of_job = |job: Job| named_in(&job, labels::TARGET);
-    let ended = labelled(labels::TARGET).labels(&format!("{} in (expire,verify)", labels::ACTION));
+    // What a Job has done to the target is there when it has ended.
+    let of_ended = |job: Job| match jobs::state(&job) {
+        JobState::Running => None,
+        JobState::Succeeded | JobState::Failed => named_in(&job, labels::TARGET),
+    };
     let controller = controller.watches(ctx.own::<Secret>(), watcher::Config::default(), of_secret).watches(
         ctx.own::<Job>(),
-        ended,
-        of_job,
+        labelled(labels::TARGET),
+        of_ended,
     );
     drive(controller, "ArchiveTarget", target::reconcile, ctx).await;
 }

@@ -23,6 +23,12 @@ fn name_of_only(cluster: &Cluster, plural: &str) -> String {
     all[0]["metadata"]["name"].as_str().expect("a name").to_owned()
 }
 
+fn is_true(api: &support::api_server::ApiServer, plural: &str, name: &str, condition: &str) -> bool {
+    let object = api.find(plural, name).unwrap_or_default();
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.iter().any(|c| c["type"] == condition && c["status"] == "True")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_applied_is_carried_out_without_further_ado() {
     let cluster = Arc::new(Cluster::at("2026-11-23T09:30:00Z").await);
@@ -47,7 +53,19 @@ async fn what_is_applied_is_carried_out_without_further_ado() {
 
     // The policy stands; its target comes later and is picked up.
     cluster.api.until("the snapshot is taken", |api| !api.all("volumesnapshots").is_empty()).await;
+    // A driver that has loaded it: the target is looked at only each five minutes from then on.
+    cluster.probe.load("10.0.0.1:9809", "offsite");
+    cluster.driver("controller-0", "controller", "10.0.0.1").await;
     cluster.target().await;
+    let points = |api: &support::api_server::ApiServer| {
+        let target = api.find("archivetargets", "offsite").unwrap_or_default();
+        target["status"]["points"].as_u64()
+    };
+    cluster
+        .api
+        .until("the target is distributed", |api| is_true(api, "archivetargets", "offsite", "Distributed"))
+        .await;
+    assert_eq!(points(&cluster.api), Some(0));
     let snapshot = name_of_only(&cluster, "volumesnapshots");
     cluster
         .create(json!({
@@ -81,13 +99,10 @@ async fn what_is_applied_is_carried_out_without_further_ado() {
     let complete = json!({"conditions": [{"type": "Complete", "status": "True"}]});
     cluster.set_status("jobs", &name_of_only(&cluster, "jobs"), complete).await;
     cluster.api.until("the point is complete", |api| phase_of_only_point(api) == "Complete").await;
+    cluster.api.until("the target counts it", |api| points(api) == Some(1)).await;
     cluster
         .api
-        .until("the policy is compliant", |api| {
-            let policy = api.find("snapshotpolicies", "gold").unwrap_or_default();
-            let conditions = policy["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            conditions.iter().any(|c| c["type"] == "Compliant" && c["status"] == "True")
-        })
+        .until("the policy is compliant", |api| is_true(api, "snapshotpolicies", "gold", "Compliant"))
         .await;
 
     // A tenant asks for the point in the standard way.

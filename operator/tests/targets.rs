@@ -10,7 +10,7 @@ use holdfast_operator::store::{ArchivedPoint, StoreError};
 use holdfast_operator::{archive, target};
 use serde_json::{Value, json};
 
-use support::{Cluster, SYSTEM};
+use support::Cluster;
 
 const START: &str = "2026-11-23T09:30:00Z";
 
@@ -65,20 +65,6 @@ fn point(cluster_uid: &str, name: &str, time: &str, expires_at: Option<&str>) ->
     }
 }
 
-async fn driver(cluster: &Cluster, name: &str, component: &str, ip: &str) {
-    cluster
-        .create(json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": name, "namespace": SYSTEM,
-                "labels": {"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": component},
-            },
-            "spec": {"nodeName": format!("node-of-{name}"), "containers": [{"name": "driver"}]},
-            "status": {"phase": "Running", "podIP": ip},
-        }))
-        .await;
-}
-
 #[tokio::test]
 async fn nodes_get_the_readers_credentials_and_only_jobs_the_writers() {
     let cluster = ready_target().await;
@@ -121,8 +107,8 @@ async fn a_missing_secret_is_named() {
 #[tokio::test]
 async fn a_target_is_distributed_once_every_driver_has_loaded_it() {
     let cluster = Cluster::at(START).await;
-    driver(&cluster, "controller-0", "controller", "10.0.0.1").await;
-    driver(&cluster, "node-a", "node", "10.0.0.2").await;
+    cluster.driver("controller-0", "controller", "10.0.0.1").await;
+    cluster.driver("node-a", "node", "10.0.0.2").await;
     cluster.probe.load("10.0.0.1:9809", "offsite");
     cluster.target().await;
     reconcile(&cluster).await;

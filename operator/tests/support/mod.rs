@@ -243,6 +243,20 @@ impl Cluster {
             .expect("a change");
     }
 
+    /// A driver's pod that runs.
+    pub async fn driver(&self, name: &str, component: &str, ip: &str) {
+        self.create(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name, "namespace": SYSTEM,
+                "labels": {"app.kubernetes.io/name": "holdfast", "app.kubernetes.io/component": component},
+            },
+            "spec": {"nodeName": format!("node-of-{name}"), "containers": [{"name": "driver"}]},
+            "status": {"phase": "Running", "podIP": ip},
+        }))
+        .await;
+    }
+
     /// Deletes an object, as a user would.
     pub async fn delete(&self, plural: &str, name: &str) {
         let object = self.api.find(plural, name).unwrap_or_else(|| panic!("no {plural} {name}"));
