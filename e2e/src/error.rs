@@ -100,6 +100,16 @@ pub enum Error {
     /// The machine lacks something that cannot be installed.
     #[error("{0}")]
     Machine(String),
+    /// A cluster was not deleted, or not whole.
+    #[error("{reason}\ncluster {name} has left {left}; `cargo xtask cluster down {name}` tries again")]
+    ClusterStays {
+        /// Its name.
+        name: String,
+        /// What is still there.
+        left: String,
+        /// Why.
+        reason: Box<Error>,
+    },
     /// Some program answered in a form that is not understood.
     #[error("{from} answered something unexpected: {answer}")]
     Answer {

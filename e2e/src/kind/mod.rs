@@ -39,6 +39,8 @@ use leftovers::Leftovers;
 
 const CREATE_LIMIT: Duration = Duration::from_secs(600);
 const READY_LIMIT: Duration = Duration::from_secs(180);
+/// How long nodes may take to end, with all that runs on them, on a machine that is busy.
+const DELETE_LIMIT: Duration = Duration::from_secs(600);
 /// How long kubectl and helm may take unless the caller says otherwise.
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
 /// Where every node has the directory that they share.
@@ -150,10 +152,24 @@ impl Cluster {
         self.kind()
             .args(["delete", "cluster", "--name", &self.name, "--kubeconfig"])
             .arg(self.kubeconfig())
+            .limit(DELETE_LIMIT)
             .cleanup()
-            .run()?;
+            .run()
+            .map_err(|reason| self.stays(reason))?;
         leftovers.detach();
         cache::remove(&self.directory)
+    }
+
+    /// Why the cluster is not gone, with what is left of it.
+    fn stays(&self, reason: Error) -> Error {
+        let nodes = self.kind().args(["get", "nodes", "--name", &self.name]).cleanup().read();
+        let nodes = match nodes.as_deref() {
+            Ok("") => "no node".to_owned(),
+            Ok(nodes) => format!("the nodes {}", nodes.split_whitespace().collect::<Vec<_>>().join(", ")),
+            Err(_) => "perhaps nodes (kind does not say)".to_owned(),
+        };
+        let left = format!("{nodes} and {}", self.directory.display());
+        Error::ClusterStays { name: self.name.clone(), left, reason: Box::new(reason) }
     }
 
     fn kind(&self) -> Cmd {
@@ -276,7 +292,7 @@ impl Drop for Cluster {
             return;
         }
         if let Err(error) = report::step(&format!("delete cluster {}", self.name), || self.delete()) {
-            eprintln!("cluster {} was not deleted: {error}", self.name);
+            eprintln!("{error}");
         }
     }
 }
