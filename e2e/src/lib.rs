@@ -8,7 +8,7 @@
 //! | [`plugin`] | `kubectl holdfast` |
 //! | [`scenarios`] | what users do there, and what happens to them |
 //! | [`images`] | the node image, the `holdfast` image, PostgreSQL, the standard CSI sidecars |
-//! | [`stores`] | a directory, moto, Azurite, Ceph with RGW, and stores that break put-if-absent |
+//! | [`stores`] | a directory, moto, Azurite, a stand-in for Google's, Ceph with RGW, and stores that break put-if-absent |
 //! | [`site`], [`csi`] | the driver's processes without Kubernetes, and what sidecars and kubelet ask of them |
 //! | [`sanity`] | csi-sanity against a driver binary |
 //! | [`fio`], [`pgbench`] | loads on a device or a directory of this machine |

@@ -1,11 +1,11 @@
-//! Each store starts, answers, and is gone when dropped. Needs npm, Python and Debian's Ceph packages, so it runs
+//! Each store starts, answers, and is gone when dropped. Most need npm, Python and Debian's Ceph packages, so they run
 //! as a stage of `cargo xtask test` and not with the unit tests.
 
 use std::net::{SocketAddr, TcpStream};
 
 use holdfast_e2e::{
     Result,
-    stores::{Azurite, BUCKET, Ceph, Location, Moto, S3rver, S3sFs, Store},
+    stores::{Azurite, BUCKET, Ceph, Gcs, Location, Moto, S3rver, S3sFs, Store},
 };
 
 fn address(location: &Location) -> SocketAddr {
@@ -33,6 +33,11 @@ fn moto() {
 #[ignore = "installs software"]
 fn azurite() {
     lives_and_dies(Azurite::start);
+}
+
+#[test]
+fn gcs() {
+    lives_and_dies(Gcs::start);
 }
 
 #[test]

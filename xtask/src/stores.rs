@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use clap::{Subcommand, ValueEnum};
 use holdfast_e2e::{
     Error, Result, interrupt, report,
-    stores::{Azurite, Ceph, Moto, Store},
+    stores::{Azurite, Ceph, Gcs, Moto, Store},
 };
 
 /// What to do with stores.
@@ -26,6 +26,8 @@ pub enum Kind {
     Moto,
     /// Azure Blob, in one process
     Azurite,
+    /// The interface of Google Cloud Storage, in this process
+    Gcs,
     /// S3 from a real distributed store
     Ceph,
 }
@@ -38,6 +40,7 @@ impl Kind {
             let store: Box<dyn Store> = match self {
                 Kind::Moto => Box::new(Moto::start()?),
                 Kind::Azurite => Box::new(Azurite::start()?),
+                Kind::Gcs => Box::new(Gcs::start()?),
                 Kind::Ceph => Box::new(Ceph::start()?),
             };
             Ok(store)

@@ -24,12 +24,12 @@ const UNSOUND: &str = "HOLDFAST_TEST_UNSOUND_STORES";
 /// Starts every store and runs the tests.
 pub(super) fn check() -> Result<Tally> {
     let mut ceph = report::step("start ceph", Ceph::start)?;
-    let (moto, azurite) = (Kind::Moto.start()?, Kind::Azurite.start()?);
+    let (moto, azurite, gcs) = (Kind::Moto.start()?, Kind::Azurite.start()?, Kind::Gcs.start()?);
     let s3rver = report::step("start s3rver", S3rver::start)?;
     let s3s_fs = report::step("start s3s-fs", S3sFs::start)?;
     let files = tempfile::tempdir()
         .map_err(|source| Error::System { what: "making a temporary directory", source })?;
-    let command = tests_on(SOUND, &[&ceph, &*moto, &*azurite], &files, cargo())?;
+    let command = tests_on(SOUND, &[&ceph, &*moto, &*azurite, &*gcs], &files, cargo())?;
     let command = tests_on(UNSOUND, &[&s3rver, &s3s_fs], &files, command)?;
     let mut tally = run_tests(command.args([
         "test",
@@ -41,7 +41,7 @@ pub(super) fn check() -> Result<Tally> {
         "--test",
         "stores",
     ]))?;
-    drop((moto, azurite, s3rver, s3s_fs));
+    drop((moto, azurite, gcs, s3rver, s3s_fs));
     tally += store_faults::check(&mut ceph)?;
     Ok(tally)
 }
