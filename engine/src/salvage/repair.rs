@@ -140,8 +140,8 @@ impl Repair {
             let mut data = vec![0; damaged.bytes() as usize];
             match self.copy.read(damaged.lba, damaged.end(), &mut data).await {
                 Ok(()) => {
-                    bulk.relocate(damaged, &data).await?;
                     copied_bytes += data.len() as u64;
+                    bulk.relocate(damaged, &data.into()).await?;
                 }
                 Err(error @ VolumeError::Read { reason: FetchError::Store(_), .. }) => {
                     return Err(error.into());

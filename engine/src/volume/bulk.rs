@@ -7,6 +7,7 @@
 //! Its segments carry the id of their *run* where a session's carry the session's. A run that died leaves segments that
 //! nothing names, for the collector.
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -119,12 +120,24 @@ impl Bulk {
 
     /// As [`Self::write`], for data that `writer` wrote first.
     pub async fn write_as(&mut self, writer: Writer, lba: u64, data: &[u8]) -> Result<(), VolumeError> {
-        let (mut lba, mut rest) = (lba, data);
+        self.push(data.len(), |chunks, at| {
+            let lba = lba + at as u64 / BLOCK_BYTES;
+            chunks.push_from(writer.session, lba, writer.order, &data[at..])
+        })
+        .await
+    }
+
+    /// Adds `len_bytes` bytes of blocks: `push` takes as many blocks as there is room for from the byte on that it is told,
+    /// and says how many those were.
+    async fn push(
+        &mut self,
+        len_bytes: usize,
+        push: impl Fn(&mut Chunks, usize) -> u64,
+    ) -> Result<(), VolumeError> {
+        let mut at = 0;
         loop {
-            let taken = self.chunks.push_from(writer.session, lba, writer.order, rest);
-            lba += taken;
-            rest = &rest[(taken * BLOCK_BYTES) as usize..];
-            if rest.is_empty() {
+            at += (push(&mut self.chunks, at) * BLOCK_BYTES) as usize;
+            if at == len_bytes {
                 break;
             }
             self.seal().await?;
@@ -139,17 +152,21 @@ impl Bulk {
     pub(crate) fn adopt(&mut self, id: ObjectId, chunks: Vec<codec::ChunkEntry>) {
         self.begun.push(id);
         self.volume.shared.ownership().uploading.insert(id);
-        self.batch.segments.push(Segment { id, body: bytes::Bytes::new(), chunks });
+        self.batch.segments.push(Segment { id, body: Bytes::new(), chunks });
     }
 
     /// Copies the blocks of `from`, whose bytes are `data`, for [`Volume::commit_relocation`]. A bulk write either
-    /// writes or relocates.
-    pub async fn relocate(&mut self, from: Extent, data: &[u8]) -> Result<(), VolumeError> {
-        self.relocate_as(Writer { session: self.run, order: 0 }, from, true, data).await
+    /// writes or relocates. What does not compress is kept as it is, with all of the memory that `data` is a part of.
+    pub async fn relocate(&mut self, from: Extent, data: &Bytes) -> Result<(), VolumeError> {
+        self.sources.push((from, true));
+        self.push(data.len(), |chunks, at| {
+            chunks.push_shared(from.lba + at as u64 / BLOCK_BYTES, 0, &data.slice(at..))
+        })
+        .await
     }
 
-    /// As [`Self::relocate`], for data that `writer` wrote first; of data that only snapshots name too, in which case
-    /// the order does not matter.
+    /// As [`Self::relocate`], for data that `writer` wrote first, of which a copy is kept; of data that only snapshots
+    /// name too, in which case the order does not matter.
     pub async fn relocate_as(
         &mut self,
         writer: Writer,
@@ -210,7 +227,7 @@ impl Bulk {
         self.begun.push(id);
         self.volume.shared.ownership().uploading.insert(id);
         let (log, body) = (self.log.clone(), encoded.bytes);
-        let segment = Segment { id, body: bytes::Bytes::new(), chunks: encoded.chunks };
+        let segment = Segment { id, body: Bytes::new(), chunks: encoded.chunks };
         self.uploaded_bytes += body.len() as u64;
         self.uploads.push(Box::pin(async move {
             let key = layout::segment(log.volume, id);
