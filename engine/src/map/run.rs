@@ -17,7 +17,8 @@ use crate::ids::{ObjectId, VolumeId};
 /// too.
 const SMALL_PART: usize = 8;
 
-/// Puts under way at once: two megabytes of memory each.
+/// Puts under way at once: two megabytes of memory each. The same for indexes, of which there is one for each sixteen
+/// packs, so that more at once would save little.
 const PUTS_AT_ONCE: usize = 2;
 
 /// What the extents of a page will take when stored: 24 bytes each, and the names of segments and volumes once.
