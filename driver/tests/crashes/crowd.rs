@@ -1,4 +1,4 @@
-//! A hundred volumes on one node, and the memory that they take.
+//! A hundred volumes on one node, and the memory that they take: written at once, and copied from an archive at once.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use holdfast_engine::env::Env;
+
 use crate::ALONE;
+use crate::restores::{archive, content};
 use crate::site::{MIB, Node, Site, block};
 
 const VOLUMES: usize = 100;
@@ -14,8 +17,16 @@ const VOLUME_BYTES: i64 = 64 * MIB;
 /// All that keeper and node plugin may take.
 const MEMORY_BYTES: u64 = 2 << 30;
 
+/// What copying them all from an archive may take beside that: eight steps at once, of up to 16 MiB each, and what the
+/// allocator keeps of such.
+const HYDRATION_BYTES: u64 = 256 << 20;
+/// What there is to copy for each.
+const RESTORED_BYTES: usize = 12 << 20;
+
 /// How often the memory is looked at while all volumes are written.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The same while they are copied.
+const LOOK_AT_COPIES_EVERY: Duration = Duration::from_millis(50);
 
 /// Writes `mib` MiB at random to each of the devices, to all at once.
 fn write(devices: &[PathBuf], mib: u32) {
@@ -90,6 +101,45 @@ async fn a_hundred_volumes_on_a_node_take_at_most_two_gib() {
         mib[0], mib[1], mib[2]
     );
     assert!(most <= MEMORY_BYTES, "{} MiB", mib[2]);
+    for volume in &volumes {
+        node.unpublish(volume).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_volumes_copied_from_an_archive_at_once_take_at_most_256_mib_more() {
+    let _alone = ALONE.lock().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = vec![0; RESTORED_BYTES];
+    Env::system().entropy.fill(&mut random);
+    let point = archive(directory.path(), &random).await;
+    let mut site = Site::start_with_target(&format!("url: file://{}\n", directory.path().display())).await;
+    // So slow that all of them are there while nearly everything is left to copy.
+    let mut node = site.node_with("n1", &["--cache-bytes=0", "--hydrate-bytes-per-second=65536"]).await;
+    let mut volumes = Vec::new();
+    for number in 0..VOLUMES {
+        let volume = site.create(&format!("restored-{number}"), Some(content(point))).await;
+        let context = site.attach(&volume, &node, &block()).await.unwrap();
+        node.publish(&volume, &context, &block()).await.unwrap();
+        volumes.push(volume);
+    }
+    let attached = memory_bytes(&node);
+    node.restart_with("--hydrate-bytes-per-second=0").await;
+    let (mut most, mut most_at_once) = (0, 0);
+    let mut left = Vec::new();
+    while left.len() < VOLUMES || left.iter().any(|left| *left > 0.0) {
+        tokio::time::sleep(LOOK_AT_COPIES_EVERY).await;
+        most = most.max(memory_bytes(&node));
+        left = node.series("holdfast_volume_to_hydrate_bytes");
+        most_at_once = most_at_once.max(left.iter().filter(|left| **left > 0.0).count());
+    }
+    let mib = [attached, most].map(|bytes| bytes >> 20);
+    println!(
+        "{VOLUMES} volumes: {} MiB when attached, {} while up to {most_at_once} are copied",
+        mib[0], mib[1]
+    );
+    assert!(most_at_once > VOLUMES / 2, "only {most_at_once} were copied at once");
+    assert!(most <= attached + HYDRATION_BYTES, "{} MiB, {} before", mib[1], mib[0]);
     for volume in &volumes {
         node.unpublish(volume).await.unwrap();
     }

@@ -30,7 +30,7 @@ use crate::site::{MIB, Site, block};
 const DATA: usize = 48 << 20;
 
 /// Makes a pool in `directory` with a snapshot of a volume that begins with `data`; answers its handle.
-async fn archive(directory: &Path, data: &[u8]) -> Handle {
+pub async fn archive(directory: &Path, data: &[u8]) -> Handle {
     let env = Env::system();
     let deadline = Instant::now() + Duration::from_secs(60);
     let store = Arc::new(Directory::new(directory.into()));
@@ -59,6 +59,12 @@ async fn archive(directory: &Path, data: &[u8]) -> Handle {
     Handle { pool: pool.id(), volume, snapshot: Some(snapshot) }
 }
 
+/// What a volume is made from that is to be a copy of an archived point.
+pub fn content(point: Handle) -> VolumeContentSource {
+    let source = SnapshotSource { snapshot_id: point.to_string() };
+    VolumeContentSource { r#type: Some(Type::Snapshot(source)) }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_goes_on_after_a_kill_where_it_was_and_says_so() {
     let _alone = ALONE.lock().await;
@@ -68,9 +74,7 @@ async fn a_restore_goes_on_after_a_kill_where_it_was_and_says_so() {
     let point = archive(directory.path(), &random).await;
     let mut site = Site::start_with_target(&format!("url: file://{}\n", directory.path().display())).await;
     let mut node = site.node_with("n1", &["--cache-bytes=0", "--hydrate-bytes-per-second=8388608"]).await;
-    let source = SnapshotSource { snapshot_id: point.to_string() };
-    let source = VolumeContentSource { r#type: Some(Type::Snapshot(source)) };
-    let volume = site.create("restored", Some(source)).await;
+    let volume = site.create("restored", Some(content(point))).await;
     let context = site.attach(&volume, &node, &block()).await.unwrap();
     let device = node.publish(&volume, &context, &block()).await.unwrap();
 

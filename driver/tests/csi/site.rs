@@ -28,6 +28,8 @@ use crate::certificates;
 use crate::common::{KeeperProcess, LIMIT, PROGRAM, clean_up, eventually};
 
 pub const MIB: i64 = 1 << 20;
+/// As the chart has it.
+const ARENAS: &str = "8";
 
 /// A process of the driver that dies with this.
 pub struct Process {
@@ -37,7 +39,9 @@ pub struct Process {
 impl Process {
     fn start(arguments: &[String], log: &Path) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
-        let child = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut program = Command::new(PROGRAM);
+        program.args(arguments).env("MALLOC_ARENA_MAX", ARENAS).stdin(Stdio::null()).stderr(log);
+        let child = program.spawn().unwrap();
         Self { child }
     }
 
@@ -301,6 +305,14 @@ impl Node {
         self.start_again().await;
     }
 
+    /// SIGKILL and a successor that has `argument` instead of the one of that name.
+    pub async fn restart_with(&mut self, argument: &str) {
+        let (name, _) = argument.split_once('=').unwrap();
+        self.arguments.retain(|old| old.split_once('=').is_none_or(|(old, _)| old != name));
+        self.arguments.push(argument.into());
+        self.restart().await;
+    }
+
     /// SIGKILL of the keeper, and another one, into which the node plugin has put everything.
     pub fn restart_keeper(&mut self) {
         let link = Link::connect(&self.dir.join("keeper.sock"), LIMIT).unwrap();
@@ -338,12 +350,24 @@ impl Node {
 
     /// The same, if it is there.
     pub fn find_metric(&self, series: &str) -> Option<f64> {
+        let answer = self.metrics();
+        let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map(|value| value.parse().unwrap())
+    }
+
+    /// The values of all series of a metric.
+    pub fn series(&self, name: &str) -> Vec<f64> {
+        let answer = self.metrics();
+        let series = answer.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+        series.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect()
+    }
+
+    fn metrics(&self) -> String {
         let mut stream = TcpStream::connect(self.metrics).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.map(|value| value.parse().unwrap())
+        answer
     }
 
     /// The files of journals with this extension.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, Instant};
 
-/// Steps of all volumes that are under way together: bounds memory, to some 16 MiB for each.
+/// Steps of all volumes that are under way together: bounds memory, to some 16 MiB for each and what the allocator keeps
+/// of that (`driver/tests/crashes/crowd.rs`).
 pub(super) const STEPS: usize = 8;
 
 /// How fast the volumes of a process are hydrated together.
