@@ -2,7 +2,8 @@
 //!
 //! The map of a clone begins as the one of its source, and merging rewrites only what newer runs say something about. A
 //! page that says nothing but that blocks are discarded would stay for ever, whatever is copied, and keep the source
-//! needed.
+//! needed. Nor does merging come to an end while the volume is written all over. So pages are written anew wherever they
+//! are, and merging only spares those that newer runs hide.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -31,14 +32,32 @@ pub async fn names_pages_of(
 }
 
 /// What `stored` says, with some more of the pages and indexes of `volumes` written anew by the owner of `source`; none
-/// if there is nothing to do. Of several runs the older ones are left to merging, which has to come first.
+/// if there is nothing to do.
 pub async fn without_pages_of(
     source: &Arc<dyn PageSource>,
     stored: &StoredMap,
     volumes: &BTreeSet<VolumeId>,
 ) -> Result<Option<StoredMap>, MapError> {
-    let [run] = &stored.runs[..] else { return Ok(None) };
-    let Some(span) = span_of(source, run, volumes).await? else { return Ok(None) };
+    for (at, run) in stored.runs.iter().enumerate() {
+        let Some(span) = span_of(source, run, volumes).await? else { continue };
+        let oldest = at + 1 == stored.runs.len();
+        let rewritten = rewrite(source, run, span, volumes, oldest).await?;
+        let mut runs = stored.runs.clone();
+        runs.splice(at..=at, rewritten);
+        return Ok(Some(StoredMap { runs, origins: stored.origins.clone() }));
+    }
+    Ok(None)
+}
+
+/// The run with the first pages of `span` in place of those of `volumes`; none if nothing is left. `oldest`: no run is
+/// older, so that holes hide nothing.
+async fn rewrite(
+    source: &Arc<dyn PageSource>,
+    run: &RunRef,
+    span: Range<u64>,
+    volumes: &BTreeSet<VolumeId>,
+    oldest: bool,
+) -> Result<Option<RunRef>, MapError> {
     let reading = Reading::sequential(source.clone());
     let mut cursor = RunCursor::new(Arc::new(run.clone()));
     let mut writer = RunWriter::new(source.clone());
@@ -53,14 +72,12 @@ pub async fn without_pages_of(
         }
         rewritten += 1;
         for extent in cursor.load(&reading, page).await?.extents(page.first_lba..page.end_lba) {
-            // No run is older: holes hide nothing.
-            if extent.location.is_some() {
+            if extent.location.is_some() || !oldest {
                 writer.push(extent).await?;
             }
         }
     }
-    let run = splice(&reading, run, span.start..lba, writer.finish().await?).await?;
-    Ok(Some(StoredMap { runs: run.into_iter().collect(), origins: stored.origins.clone() }))
+    splice(&reading, run, span.start..lba, writer.finish().await?).await
 }
 
 /// From the first to the last page of `run` that belongs to one of `volumes`, or whose index does.
@@ -117,17 +134,27 @@ mod tests {
         Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap()
     }
 
+    const DATA: u64 = BLOCKS / 2;
+
+    /// Pages of data between pages of discarded blocks.
+    fn is_data(n: u64) -> bool {
+        n % 200 < 60
+    }
+
+    /// A map of [`VOLUME`], and the one of its clone after all data were copied.
+    async fn copied(source: &MemorySource, pages: &Arc<dyn PageSource>) -> StoredMap {
+        let entry = |n: u64| if is_data(n) { extent(n * 2, 1, n, 0, 0) } else { hole(n * 2, 1) };
+        let of_source = stored(pages, None, (0..DATA).map(entry).collect()).await;
+        source.write_as(CLONE);
+        let copied = (0..DATA).filter(|n| is_data(*n)).map(|n| extent(n * 2, 1, BLOCKS + n, 0, 0));
+        stored(pages, Some(&of_source), copied.collect()).await
+    }
+
     #[tokio::test]
     async fn a_clone_whose_blocks_are_copied_names_nothing_of_its_source_in_the_end() {
         let source = MemorySource::with_small_pages();
         let pages: Arc<dyn PageSource> = source.clone();
-        // Pages of data between pages of discarded blocks.
-        let is_data = |n: u64| n % 200 < 60;
-        let entry = |n: u64| if is_data(n) { extent(n * 2, 1, n, 0, 0) } else { hole(n * 2, 1) };
-        let of_source = stored(&pages, None, (0..BLOCKS / 2).map(entry).collect()).await;
-        source.write_as(CLONE);
-        let copied = (0..BLOCKS / 2).filter(|n| is_data(*n)).map(|n| extent(n * 2, 1, BLOCKS + n, 0, 0));
-        let mut map = stored(&pages, Some(&of_source), copied.collect()).await;
+        let mut map = copied(&source, &pages).await;
 
         let theirs = BTreeSet::from([VOLUME]);
         let mut compactor = Compactor::default();
@@ -147,5 +174,33 @@ mod tests {
         assert!(!names_pages_of(&pages, &map, &theirs).await.unwrap());
         let after = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
         assert_eq!(Model::of(0..BLOCKS, &after), Model::of(0..BLOCKS, &before));
+    }
+
+    #[tokio::test]
+    async fn nor_in_the_end_does_one_that_is_written_all_over_meanwhile() {
+        let source = MemorySource::with_small_pages();
+        let pages: Arc<dyn PageSource> = source.clone();
+        let mut map = copied(&source, &pages).await;
+        let theirs = BTreeSet::from([VOLUME]);
+        let mut compactor = Compactor::default();
+        let mut model = Model::empty(BLOCKS as usize);
+        let before = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
+        before.iter().for_each(|extent| model.write(extent));
+        let mut rounds = 0;
+        while names_pages_of(&pages, &map, &theirs).await.unwrap() {
+            rounds += 1;
+            assert!(rounds < 20, "it makes no progress");
+            let written: Vec<Extent> = (0..100)
+                .map(|n| extent((n * 199 + rounds * 7) % BLOCKS, 1, BLOCKS * rounds + n, 0, 0))
+                .collect();
+            written.iter().for_each(|extent| model.write(extent));
+            map = stored(&pages, Some(&map), written).await;
+            compactor.request_full_merge();
+            map = compactor.step(&pages, &map, 32).await.unwrap().unwrap_or(map);
+            map = without_pages_of(&pages, &map, &theirs).await.unwrap().unwrap_or(map);
+        }
+        assert!(map.runs.len() > 1, "merging has not ended");
+        let after = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
+        assert_eq!(Model::of(0..BLOCKS, &after), model);
     }
 }

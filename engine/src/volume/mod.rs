@@ -76,6 +76,10 @@ use crate::map::MapView;
 /// How long a single object's put is tried before who waits for it is told.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The pause between checkpoints that are made one after the other to forget ancestors, a few pages each: one that could
+/// not read what it needed is not repeated at once.
+const FORGET_PAUSE: Duration = Duration::from_secs(1);
+
 /// Runs of blocks that gather in one layer at most: as many as surely fit a record.
 const RUNS_MAX: usize = codec::RECORD_EXTENTS_MAX / 4;
 
@@ -423,6 +427,9 @@ impl Volume {
         self.shared.ownership().hydrated.extend(ancestors);
         let mut forgotten = false;
         while self.reads_from(ancestors) {
+            if forgotten {
+                tokio::time::sleep(FORGET_PAUSE).await;
+            }
             self.append(vec![Op::Noop], true).await?;
             forgotten = true;
         }
