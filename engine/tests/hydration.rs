@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,6 +43,46 @@ struct Slow {
     inner: Memory,
     gets: AtomicUsize,
     most_gets: AtomicUsize,
+    /// How many more gets it answers; without it, all.
+    answers: Mutex<Option<usize>>,
+    unanswered: AtomicUsize,
+}
+
+impl Slow {
+    async fn answer(&self, key: &str) -> Result<(), StoreError> {
+        tokio::time::sleep(DELAY).await;
+        match &mut *self.answers.lock().unwrap() {
+            Some(0) => {
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
+                Err(StoreError::Unavailable { key: key.into(), reason: "away".into() })
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Goes away after so many gets; comes back without a number.
+    fn answers(&self, gets: Option<usize>) {
+        *self.answers.lock().unwrap() = gets;
+    }
+
+    fn unanswered(&self) -> usize {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// Changes a byte of a segment.
+    async fn damage_segment(&self) {
+        let listed = self.inner.list("volumes/", None, 1000).await.unwrap();
+        let key = listed.into_iter().map(|listed| listed.key).find(|key| key.contains("/seg/")).unwrap();
+        let mut body = self.inner.get(&key).await.unwrap().to_vec();
+        let middle = body.len() / 2;
+        body[middle] ^= 1;
+        self.inner.delete(&key).await.unwrap();
+        self.inner.put_if_absent(&key, body.into()).await.unwrap();
+    }
 }
 
 #[async_trait]
@@ -53,15 +93,16 @@ impl Store for Slow {
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        tokio::time::sleep(DELAY).await;
+        self.answer(key).await?;
         self.inner.get(key).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let gets = self.gets.fetch_add(1, Ordering::Relaxed) + 1;
         self.most_gets.fetch_max(gets, Ordering::Relaxed);
-        tokio::time::sleep(DELAY).await;
+        let answer = self.answer(key).await;
         self.gets.fetch_sub(1, Ordering::Relaxed);
+        answer?;
         self.inner.get_range(key, range).await
     }
 
@@ -137,17 +178,19 @@ impl Scene {
         write(&volume).await;
         let snapshot = volume.snapshot("s", "").await.unwrap();
         volume.close().await.unwrap();
-        let source = SourceSnapshot { pool: Arc::clone(&self.far), volume: source, snapshot };
-        let id = self.create(&self.pool, name, Some(source)).await;
+        let point = SourceSnapshot { pool: Arc::clone(&self.far), volume: source, snapshot };
+        let id = self.create(&self.pool, name, Some(point)).await;
         let grant = self.grant(&self.pool, id).await;
         let volume = self.open(&self.pool, id, grant).await;
-        Restored { scene: self, grant, volume }
+        Restored { scene: self, source, grant, volume }
     }
 }
 
 /// A volume that was restored and is open.
 struct Restored<'a> {
     scene: &'a Scene,
+    /// What it was restored from.
+    source: VolumeId,
     grant: GrantId,
     volume: Volume,
 }
@@ -353,4 +396,72 @@ async fn it_ends_where_the_archive_knows_of_nothing_but_discarded_blocks() {
     let under_way = restored.begin(&Arc::new(Pace::new(0))).await;
     let ended = tokio::time::timeout(Duration::from_secs(60), under_way.end()).await;
     assert_eq!(ended.unwrap(), Hydration { hydrated_bytes: 0, total_bytes: 0, done: true });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_checkpointed_while_the_archive_is_away() {
+    let scene = Scene::new().await;
+    let restored = scene.restored("v", 0..64 * MIB).await;
+    scene.far_store.answers(Some(0));
+    // So many that they are worth merging into the map of the archive.
+    let places = || (0..SIZE).step_by(256 << 10);
+    for at in places() {
+        restored.volume.write(at, data(at + 1, BLOCK_BYTES)).await.unwrap();
+    }
+    restored.volume.snapshot("s", "").await.unwrap();
+    assert!(scene.far_store.unanswered() > 0, "nothing was to be merged");
+    scene.far_store.answers(None);
+    restored.begin(&Arc::new(Pace::new(0))).await.end().await;
+    for at in places() {
+        assert_eq!(restored.volume.read(at, BLOCK_BYTES).await.unwrap(), data(at + 1, BLOCK_BYTES));
+    }
+    assert_eq!(
+        restored.volume.read(63 * MIB + 4096, 4096).await.unwrap(),
+        data(63 * MIB, MIB).slice(4096..8192)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_the_pool_is_read_at_once_while_the_archive_is_away() {
+    let scene = Scene::new().await;
+    let restored = scene.restored("v", 0..64 * MIB).await;
+    restored.volume.write(MIB, data(7, MIB)).await.unwrap();
+    restored.volume.snapshot("s", "").await.unwrap();
+    scene.far_store.answers(Some(0));
+    let begun = Instant::now();
+    assert_eq!(restored.volume.read(MIB, MIB).await.unwrap(), data(7, MIB));
+    assert!(begun.elapsed() < DELAY * 10, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_flush_waits_for_an_archive_that_goes_away_while_it_is_copied() {
+    for gets in 0..12 {
+        let scene = Scene::new().await;
+        let restored = scene.restored("v", 0..4 * MIB).await;
+        scene.far_store.answers(Some(gets));
+        let task = Hydrate { total_bytes: Some(4 * MIB), ..Hydrate::unlimited([restored.source].into()) };
+        let (progress, _seen) = watch::channel(Hydration::default());
+        let under_way = tokio::spawn(hydrate(restored.volume.clone(), task, progress));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        restored.volume.write(8 * MIB, data(8, MIB)).await.unwrap();
+        let flushed = tokio::time::timeout(Duration::from_secs(1), restored.volume.flush()).await;
+        assert!(flushed.is_ok(), "after {gets} gets");
+        flushed.unwrap().unwrap();
+        restored.volume.abandon();
+        under_way.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_damaged_keeps_nothing_else_from_being_copied() {
+    let scene = Scene::new().await;
+    let restored = scene.restored("v", 0..64 * MIB).await;
+    scene.far_store.damage_segment().await;
+    let begun = Instant::now();
+    let mut under_way = restored.begin(&Arc::new(Pace::new(0))).await;
+    let seen = under_way.until(64 * MIB - STEP).await;
+    let took = begun.elapsed();
+    assert!(took < DELAY * 60 && !seen.done, "{took:?} for {seen:?}");
+    restored.volume.abandon();
+    assert!(under_way.task.await.unwrap().is_err(), "the session is over");
 }

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 
-use futures::future::{join_all, try_join_all};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Fuse, join_all, try_join_all};
 
 use super::view::Layer;
 use super::{Access, Extent, IndexRef, LoadedPage, MapError, MapPart, Memtable, PageRef, PageSource, RunRef};
@@ -276,19 +278,12 @@ impl MapCursor {
     ) -> Result<Vec<Extent>, MapError> {
         let mut gaps = Vec::new();
         push_gaps(range, &found, &mut gaps);
+        let mut ahead: Fuse<BoxFuture<'static, ()>> = Fuse::terminated();
         let mut warm = self.reading.access == Access::Scan;
         for at in 0..self.layers.len() {
             let (Some(first), Some(last)) = (gaps.first(), gaps.last()) else { break };
             if !warm && matches!(self.layers[at], LayerCursor::Run(_)) {
-                // What will be needed of the older runs comes at the same time, or a cold lookup would wait for
-                // each in turn. An error is none yet: newer layers may hide that page.
-                let hull = first.start..last.end;
-                let reading = &self.reading;
-                let runs = self.layers[at..].iter_mut().filter_map(|layer| match layer {
-                    LayerCursor::Memory(_) => None,
-                    LayerCursor::Run(run) => Some(run.warm(reading, hull.clone())),
-                });
-                join_all(runs).await;
+                ahead = self.load_below(at, first.start..last.end).fuse();
                 warm = true;
             }
             let mut deeper = Vec::new();
@@ -296,7 +291,16 @@ impl MapCursor {
                 let before = found.len();
                 match &mut self.layers[at] {
                     LayerCursor::Memory(memtable) => found.extend(memtable.extents(gap.clone())),
-                    LayerCursor::Run(run) => run.extents(&self.reading, gap.clone(), &mut found).await?,
+                    LayerCursor::Run(run) => {
+                        let mut extents = pin!(run.extents(&self.reading, gap.clone(), &mut found));
+                        loop {
+                            tokio::select! {
+                                biased;
+                                outcome = &mut extents => break outcome?,
+                                () = &mut ahead => {}
+                            }
+                        }
+                    }
                 }
                 push_gaps(gap, &found[before..], &mut deeper);
             }
@@ -304,6 +308,20 @@ impl MapCursor {
         }
         found.sort_unstable_by_key(|extent| extent.lba);
         Ok(found)
+    }
+
+    /// Loads what the runs below the layer `at` have where `range` begins, or a cold lookup would wait for each in turn.
+    /// Nobody has to wait for it, and a failure is none yet: newer layers may hide a page that cannot be had.
+    fn load_below(&self, at: usize, range: Range<u64>) -> BoxFuture<'static, ()> {
+        let runs = self.layers[at + 1..].iter().filter_map(|layer| match layer {
+            LayerCursor::Memory(_) => None,
+            LayerCursor::Run(run) => Some(RunCursor::new(run.finder.run.clone())),
+        });
+        let loads = runs.map(|mut run| {
+            let (reading, range) = (self.reading.clone(), range.clone());
+            async move { run.warm(&reading, range).await.unwrap_or_default() }
+        });
+        join_all(loads.collect::<Vec<_>>()).map(drop).boxed()
     }
 }
 

@@ -7,12 +7,15 @@
 //! Its segments carry the id of their *run* where a session's carry the session's. A run that died leaves segments that
 //! nothing names, for the collector.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::batch::{Batch, CopiedChunk, Segment};
-use super::{Appended, Volume, VolumeError, random_id};
+use super::{Appended, Blocks, Volume, VolumeError, random_id};
 use crate::codec::{self, Chunks, Identity};
 use crate::ids::{BLOCK_BYTES, ObjectId, SessionId};
 use crate::log::{Log, Move, Op};
@@ -97,10 +100,22 @@ impl Volume {
         batch.moved = std::mem::take(&mut batch.segments);
         batch.copies = bulk.copies(&batch.moved);
         let copies = batch.copies.clone();
+        self.warm(&copies).await?;
         // What only snapshots need makes a record too: its segments are born with one.
         let ops = if batch.moved.is_empty() { Vec::new() } else { vec![Op::Noop] };
         let birth = self.request(ops, batch, false).await?.number;
         Ok(copies.iter().map(|copy| copy.moved(self.id(), birth)).collect())
+    }
+
+    /// Gets what the map says where ancestors' blocks were copied from: its pages may lie in an archive, and no commit is
+    /// to wait for that.
+    async fn warm(&self, copies: &[CopiedChunk]) -> Result<(), VolumeError> {
+        let Blocks::Head(map) = self.shared.reader.blocks() else { return Ok(()) };
+        let foreign = copies.iter().filter(|copy| copy.from.segment.volume != self.id());
+        let blocks: Vec<Range<u64>> =
+            foreign.map(|copy| copy.chunk.lba..copy.chunk.lba + u64::from(copy.chunk.blocks)).collect();
+        let failed = |reason| VolumeError::Map { volume: self.id(), reason: Arc::new(reason) };
+        map.warm(&blocks).await.map_err(failed)
     }
 
     /// Makes a bulk write visible in one record that also does `ops`, and waits for a checkpoint that covers it.

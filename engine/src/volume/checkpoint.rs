@@ -4,6 +4,8 @@
 //! - A root names only objects that are durable already.
 //! - No root passes a snapshot whose map is missing: the snapshot's map is written first, by the session that took the
 //!   snapshot or by the one whose replay found it missing.
+//! - A checkpoint writes what changed without reading the map. Merging, which reads it, may fail: the map stays as it is
+//!   then. So neither damage nor an archive that is away, of whose map a restored volume's is made, stands in the way.
 //!
 //! # Crash behaviour
 //! A checkpoint that failed may have put its root, or its put may still land: nobody can tell. So the number is not
@@ -22,7 +24,8 @@ use crate::codec;
 use crate::ids::{ObjectId, RecordNumber, SessionId, SnapshotId, VolumeId};
 use crate::log::{Control, Log, LogError, Record, Replayed};
 use crate::map::{
-    Checkpoint, Compactor, Map, MapView, Root, SnapshotMap, StoredMap, names_pages_of, without_pages_of,
+    Checkpoint, Compactor, Map, MapError, MapView, Root, SnapshotMap, StoredMap, names_pages_of,
+    without_pages_of,
 };
 use crate::pool::layout;
 use crate::store::StoreError;
@@ -268,17 +271,14 @@ impl Work {
         if !self.forget.is_empty() {
             compactor.request_full_merge();
         }
-        let budget = Compactor::budget(written.pages());
-        if let Some(compacted) = compactor.step(self.frozen.source(), &map, budget).await? {
-            map = compacted;
+        let (volume, budget) = (self.log.volume, Compactor::budget(written.pages()));
+        match compactor.step(self.frozen.source(), &map, budget).await {
+            Ok(compacted) => map = compacted.unwrap_or(map),
+            Err(error) => tracing::warn!(%volume, %error, "the map is checkpointed as it is: merging waits"),
         }
-        if !self.forget.is_empty() {
-            if let Some(without) = without_pages_of(self.frozen.source(), &map, &self.forget).await? {
-                map = without;
-            }
-            if !names_pages_of(self.frozen.source(), &map, &self.forget).await? {
-                map.origins.retain(|origin| !self.forget.contains(&origin.volume));
-            }
+        match self.without_forgotten(&map).await {
+            Ok(without) => map = without,
+            Err(error) => tracing::warn!(%volume, %error, "the map still names ancestors that are copied"),
         }
         let root = Root {
             volume: self.log.volume,
@@ -288,6 +288,7 @@ impl Work {
             map,
         };
         let body = codec::encode_root(self.session, &root, self.log.key.as_ref())?;
+        let deadline = Instant::now() + PATIENCE;
         self.log.put_own(&layout::root(root.volume, root.number), &body, deadline).await?;
         match self.log.root(root.number, deadline).await? {
             Some(found) if found.id == root.id => {}
@@ -299,10 +300,26 @@ impl Work {
         let done = Done { number: root.number, frozen: self.frozen, stored: root.map, snapshots };
         Ok((done, compactor))
     }
+
+    /// What `map` says, with less that names the ancestors to be forgotten; in the end without their names.
+    async fn without_forgotten(&self, map: &StoredMap) -> Result<StoredMap, MapError> {
+        let (source, forget) = (self.frozen.source(), &self.forget);
+        let mut map = map.clone();
+        if forget.is_empty() {
+            return Ok(map);
+        }
+        if let Some(without) = without_pages_of(source, &map, forget).await? {
+            map = without;
+        }
+        if !names_pages_of(source, &map, forget).await? {
+            map.origins.retain(|origin| !forget.contains(&origin.volume));
+        }
+        Ok(map)
+    }
 }
 
 fn stored(written: &Checkpoint, view: &MapView) -> Result<StoredMap, LogError> {
     // The checkpoint was written from just these views.
-    let refused = crate::map::MapError::Refused { what: "layers that its checkpoint has not written" };
+    let refused = MapError::Refused { what: "layers that its checkpoint has not written" };
     written.stored(view).ok_or(LogError::Map(refused))
 }

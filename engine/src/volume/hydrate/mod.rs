@@ -7,6 +7,7 @@
 //! - A block that is written meanwhile keeps the newer data: a copy takes the place of its source only where the map
 //!   still names that source.
 //! - Progress is exact in bytes of blocks; a restart goes on where the map says that something is missing.
+//! - What is damaged in the archive, or gone, keeps nothing else from being copied.
 //! - The user's I/O goes first: few requests at a time are made of the archive, one step at a time runs while the volume
 //!   is read, and what is copied takes no room in the cache.
 //!
@@ -37,8 +38,10 @@ use pace::STEPS;
 use steps::Steps;
 pub(super) use wanted::Wanted;
 
-/// The pause before a step is tried again that failed.
+/// The pause before what failed is tried again; of what is damaged or gone, which is looked for in all of the map, it
+/// grows.
 const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// What is to be copied.
 #[derive(Debug, Clone)]
@@ -87,6 +90,7 @@ pub async fn hydrate(
 ) -> Result<(), VolumeError> {
     let _watching = volume.shared.wanted.watch();
     let mut total_bytes = task.total_bytes;
+    let mut pause = PAUSE;
     loop {
         let outcome = match pass(&volume, &task, &mut total_bytes, &progress).await {
             Ok(true) => volume.forget_origins(&task.foreign).await.map(|()| true),
@@ -98,7 +102,12 @@ pub async fn hydrate(
             Err(error) => {
                 volume.check()?;
                 tracing::warn!(volume = %volume.id(), %error, "hydration waits");
-                tokio::time::sleep(PAUSE).await;
+                tokio::select! {
+                    biased;
+                    _ = volume.wait_over() => volume.check()?,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = if error.may_pass() { PAUSE } else { PAUSE_MAX.min(2 * pause) };
             }
         }
     }
@@ -144,7 +153,10 @@ async fn pass(
                 tell(left_bytes);
             }
             Err(error) => {
-                stopped.store(true, Ordering::Relaxed);
+                // What is damaged, or gone, does not keep the rest from being copied.
+                if error.may_pass() {
+                    stopped.store(true, Ordering::Relaxed);
+                }
                 failed.get_or_insert(error);
             }
         }
