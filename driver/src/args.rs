@@ -83,7 +83,7 @@ pub struct NodeArgs {
     #[arg(long, default_value_t = 0)]
     pub hydrate_bytes_per_second: u64,
     /// Bytes of each volume's buffer for writes that are not yet in the store.
-    #[arg(long, default_value_t = 48 << 20)]
+    #[arg(long, default_value_t = 96 << 20)]
     pub dirty_bytes: usize,
     /// Bytes of the dirty buffers of all volumes together. Each volume may have 2 MiB beyond that.
     #[arg(long, default_value_t = 192 << 20)]
@@ -93,6 +93,6 @@ pub struct NodeArgs {
     #[arg(long)]
     pub journal_dir: Option<PathBuf>,
     /// Bytes of each journal. Best twice the dirty buffer, which one full of small flushes takes.
-    #[arg(long, default_value_t = 112 << 20)]
+    #[arg(long, default_value_t = 208 << 20)]
     pub journal_bytes: u64,
 }

@@ -13,7 +13,7 @@ use crate::restores::{archive, content};
 use crate::site::{MIB, Node, Site, block};
 
 const VOLUMES: usize = 100;
-const VOLUME_BYTES: i64 = 64 * MIB;
+const VOLUME_BYTES: i64 = 128 * MIB;
 /// All that keeper and node plugin may take.
 const MEMORY_BYTES: u64 = 2 << 30;
 
@@ -86,7 +86,7 @@ async fn a_hundred_volumes_on_a_node_take_at_most_two_gib() {
     }
     let attached = memory_bytes(&node);
     // More than a dirty buffer has room for, so that each has been used in full.
-    devices.chunks(4).for_each(|some| write(some, 56));
+    devices.chunks(2).for_each(|some| write(some, 104));
     let written = memory_bytes(&node);
     let load = tokio::task::spawn_blocking(move || write(&devices, 16));
     let mut most = written;

@@ -23,7 +23,7 @@ use crate::scene::{create, deadline, host, noise};
 /// Bytes of a full segment.
 const SEGMENT_BYTES: usize = 8 << 20;
 /// Bytes of the dirty buffer, as the driver has it.
-const BUFFER_BYTES: usize = 32 << 20;
+const BUFFER_BYTES: usize = 96 << 20;
 /// Puts or writes under way together.
 const PARALLEL: usize = 8;
 const DEPTH: usize = 32;

@@ -48,8 +48,7 @@ pub const REQUESTS: [Line; 1] = [Line {
     against: "",
     unit: Unit::Count,
     goal: Goal::AtMost(1.1),
-    cause: "A dirty buffer holds three full segments, so there is a record for each three; and checkpoints put packs \
-            of pages and roots.",
+    cause: "There is a record for each six segments; and checkpoints put packs of pages and roots.",
 }];
 
 /// Counts the puts of everything: segments, records, pages and roots.
