@@ -40,7 +40,7 @@ const ENTRY_BYTES: usize = 56;
 /// Entries begin at multiples of this.
 const ALIGN: usize = 8;
 /// Freed memory is given back when it is this part of the ring: that is a call to the system, and its pages are made anew.
-const RELEASED_PARTS: u64 = 32;
+const RELEASED_PARTS: u64 = 64;
 /// No number or position in a header is larger: a buffer does not live that long, and sums stay within 64 bits.
 const NUMBER_MAX: u64 = 1 << 62;
 
