@@ -50,7 +50,7 @@ impl BlockDevice for TestDevice {
         self.size.load(Ordering::Relaxed)
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError> {
         self.memory.read(offset, len).await
     }
 
@@ -161,9 +161,15 @@ async fn a_raw_block_volume_reads_writes_and_discards_exactly() {
     shown.write_all_at(&[7; 3 * 4096], 4096).unwrap();
     shown.sync_all().unwrap();
     run("blkdiscard", &["--offset", "8192", "--length", "4096", target.to_str().unwrap()]);
-    assert_eq!(device.read(4096, 3 * 4096).await.unwrap(), [[7; 4096], [0; 4096], [7; 4096]].concat());
+    assert_eq!(
+        device.read(4096, 3 * 4096).await.unwrap().concat(),
+        [[7; 4096], [0; 4096], [7; 4096]].concat()
+    );
     run("blkdiscard", &["--zeroout", "--offset", "4096", "--length", "4096", target.to_str().unwrap()]);
-    assert_eq!(device.read(4096, 3 * 4096).await.unwrap(), [[0; 4096], [0; 4096], [7; 4096]].concat());
+    assert_eq!(
+        device.read(4096, 3 * 4096).await.unwrap().concat(),
+        [[0; 4096], [0; 4096], [7; 4096]].concat()
+    );
 
     device.size.store(96 * MIB, Ordering::Relaxed);
     stack.grow().await.unwrap();
@@ -251,8 +257,8 @@ impl BlockDevice for StuckDevice {
         64 * MIB
     }
 
-    async fn read(&self, _offset: u64, len: u32) -> Result<Bytes, DeviceError> {
-        Ok(vec![0; len as usize].into())
+    async fn read(&self, _offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError> {
+        Ok(vec![vec![0; len as usize].into()])
     }
 
     async fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {

@@ -79,7 +79,7 @@ impl BlockDevice for Stuck {
         self.0.size_bytes()
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError> {
         self.0.read(offset, len).await
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -112,20 +113,21 @@ fn start(path: &Path, device: &OwnedFd) -> Result<Agreed, ConnectionError> {
         return Err(ConnectionError::NoInit { path: path.into() });
     };
     let (agreed, body) = abi::accept_init(&init, MAX_WRITE_BYTES as u32, SLOT_COUNT as u16)?;
-    reply(device.as_fd(), header.unique, 0, &body).map_err(failed)?;
+    reply(device.as_fd(), header.unique, 0, &[body]).map_err(failed)?;
     Ok(agreed)
 }
 
-/// Answers the request `unique`, which was read from this `queue`.
+/// Answers the request `unique`, which was read from this `queue`. The pieces of `body` lie one after the other in the
+/// answer: a block of the longest read each at least, which are fewer than the kernel takes at once.
 ///
 /// # Errors
 /// `ENOENT` if the request does not wait any more (it was answered, or the connection was aborted).
-pub fn reply(queue: BorrowedFd<'_>, unique: u64, errno: i32, body: &[u8]) -> Result<(), Errno> {
+pub fn reply(queue: BorrowedFd<'_>, unique: u64, errno: i32, body: &[Bytes]) -> Result<(), Errno> {
     let body = if errno == 0 { body } else { &[] };
-    let header = abi::out_header(unique, errno, body.len());
-    let parts = [IoSlice::new(&header), IoSlice::new(body)];
-    let parts = if body.is_empty() { &parts[..1] } else { &parts[..] };
-    rustix::io::writev(queue, parts).map(|_| ())
+    let header = abi::out_header(unique, errno, body.iter().map(Bytes::len).sum());
+    let parts = std::iter::once(&header[..]).chain(body.iter().map(|piece| &piece[..]));
+    let parts: Vec<IoSlice<'_>> = parts.filter(|part| !part.is_empty()).map(IoSlice::new).collect();
+    rustix::io::writev(queue, &parts).map(|_| ())
 }
 
 /// Whether the request `unique`, read from this `queue` at some time, still waits for its reply.

@@ -18,8 +18,9 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Current size in bytes. It never shrinks.
     fn size_bytes(&self) -> u64;
 
-    /// Reads exactly `len` bytes at `offset`. What was never written or was discarded reads as zeros.
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError>;
+    /// Reads exactly `len` bytes at `offset`, one piece after the other, a block each or what is left of one at least.
+    /// What was never written or was discarded reads as zeros.
+    async fn read(&self, offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError>;
 
     /// Writes `data` at `offset`.
     async fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError>;

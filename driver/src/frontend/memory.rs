@@ -27,10 +27,10 @@ impl BlockDevice for MemoryDevice {
         self.region.len() as u64
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError> {
         let mut buf = BytesMut::zeroed(len as usize);
         self.region.read_at(offset as usize, &mut buf);
-        Ok(buf.freeze())
+        Ok(vec![buf.freeze()])
     }
 
     async fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {

@@ -252,10 +252,10 @@ impl Shared {
         slot.release();
     }
 
-    fn reply(&self, queue: usize, header: &Header, answer: Result<Bytes, i32>) {
+    fn reply(&self, queue: usize, header: &Header, answer: Result<Vec<Bytes>, i32>) {
         let (errno, body) = match answer {
             Ok(body) => (0, body),
-            Err(errno) => (errno, Bytes::new()),
+            Err(errno) => (errno, Vec::new()),
         };
         match connection::reply(self.queues[queue].as_fd(), header.unique, errno, &body) {
             // Gone: the request was answered, or the connection ended.
@@ -264,9 +264,10 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, header: &Header, request: Request<'_>) -> Result<Bytes, i32> {
+    async fn answer(&self, header: &Header, request: Request<'_>) -> Result<Vec<Bytes>, i32> {
         let size = self.device.size_bytes();
-        match request {
+        let answer = match request {
+            Request::Read { offset, len } => return self.read(offset, len, size).await,
             Request::Lookup(name) if header.node == ROOT_NODE && name == DISK_NAME.as_bytes() => {
                 Ok(abi::entry_out(size))
             }
@@ -279,23 +280,23 @@ impl Shared {
             Request::OpenDir => Ok(abi::opendir_out()),
             Request::ReadDir { offset } => Ok(abi::readdir_out(offset)),
             Request::StatFs => Ok(abi::statfs_out(size)),
-            Request::Read { offset, len } => self.read(offset, len, size).await,
             Request::Write { offset, data } => self.write(offset, data, size).await,
             Request::Flush | Request::Fsync if header.node == DISK_NODE => self.flush().await,
             Request::Fallocate { offset, len, mode } => self.allocate(offset, len, mode, size).await,
             Request::Flush | Request::Fsync | Request::Release | Request::Destroy => Ok(Bytes::new()),
             Request::Init(_) | Request::Silent | Request::Other => Err(libc::ENOSYS),
-        }
+        };
+        answer.map(|body| vec![body])
     }
 
-    async fn read(&self, offset: u64, len: u32, size: u64) -> Result<Bytes, i32> {
+    async fn read(&self, offset: u64, len: u32, size: u64) -> Result<Vec<Bytes>, i32> {
         let len = u64::from(len).min(size.saturating_sub(offset)) as u32;
         if len == 0 {
-            return Ok(Bytes::new());
+            return Ok(Vec::new());
         }
-        let data = self.device.read(offset, len).await.map_err(|error| self.errno_of(&error))?;
+        let data: Vec<Bytes> = self.device.read(offset, len).await.map_err(|error| self.errno_of(&error))?;
         // A short reply would be taken for the end of the file and read as zeros.
-        if data.len() == len as usize { Ok(data) } else { Err(libc::EIO) }
+        if data.iter().map(Bytes::len).sum::<usize>() == len as usize { Ok(data) } else { Err(libc::EIO) }
     }
 
     async fn write(&self, offset: u64, data: &[u8], size: u64) -> Result<Bytes, i32> {

@@ -14,8 +14,8 @@ impl BlockDevice for Volume {
         Volume::size_bytes(self)
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError> {
-        Ok(Volume::read(self, offset, u64::from(len)).await?)
+    async fn read(&self, offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError> {
+        Ok(self.read_pieces(offset, u64::from(len)).await?)
     }
 
     async fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {

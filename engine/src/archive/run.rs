@@ -280,9 +280,8 @@ impl Step<'_> {
         let before = bulk.uploaded_bytes();
         let extents = std::mem::take(&mut self.extents);
         for group in extents.chunk_by(|a, b| a.end() == b.lba) {
-            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
-            let mut data = vec![0; ((last.end() - first.lba) * BLOCK_BYTES) as usize];
-            self.reader.read_extents(group, first.lba, &mut data).await?;
+            let Some(first) = group.first() else { continue };
+            let data = self.reader.extents(group).await?.concat();
             bulk.write(first.lba, 0, &data).await?;
         }
         self.bytes = 0;

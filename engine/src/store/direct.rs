@@ -1,16 +1,20 @@
-//! Writing large files past the page cache.
+//! Writing large files, and reading large parts of them, past the page cache.
 //!
-//! What lands in a directory as a segment already lies in the page cache of the file system above the volume. Another
-//! copy below it would cost more of the processors' time than all else that is done for a segment, and push out what is
-//! read.
+//! What lands in a directory as a segment already lies in the page cache of the file system above the volume, and what
+//! is read ahead will. Another copy below it would cost more of the processors' time than all else that is done for a
+//! segment, and push out what is read again.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
+use bytes::Bytes;
 use rustix::fs::{OFlags, fcntl_setfl};
 
-/// Smaller files go through the page cache, where they are joined with others on their way to the disk.
+/// Less goes through the page cache: small files are joined there with others on their way to the disk, and small parts
+/// are read with what lies around them.
 const LARGE_BYTES: usize = 1 << 20;
 /// What is written at once from memory that is not aligned. Each thread that does so keeps memory for so much.
 const PIECE_BYTES: usize = 2 << 20;
@@ -66,6 +70,40 @@ fn write_piece(file: &mut File, mut piece: &[u8], rest: &mut &[u8]) -> io::Resul
         *rest = &rest[written..];
     }
     Ok(())
+}
+
+/// Reads a part of `file`, which is there.
+pub(super) fn read(file: &File, range: Range<u64>) -> io::Result<Bytes> {
+    let len = (range.end - range.start) as usize;
+    if len >= LARGE_BYTES && fcntl_setfl(file, OFlags::DIRECT).is_ok() {
+        let read = read_aligned(file, &range);
+        fcntl_setfl(file, OFlags::empty())?;
+        match read {
+            // As above.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            read => return read,
+        }
+    }
+    let mut body = vec![0; len];
+    file.read_exact_at(&mut body, range.start)?;
+    Ok(body.into())
+}
+
+/// Reads the whole blocks in which `range` lies, of which the file's end may cut off the last.
+fn read_aligned(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
+    let from = range.start / ALIGN as u64 * ALIGN as u64;
+    let blocks = (range.end.next_multiple_of(ALIGN as u64) - from) as usize;
+    let mut memory = vec![0; blocks + ALIGN];
+    let skip = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+    let wanted = (range.end - from) as usize;
+    let mut filled = 0;
+    while filled < wanted {
+        match file.read_at(&mut memory[skip + filled..skip + blocks], from + filled as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => filled += read,
+        }
+    }
+    Ok(Bytes::from(memory).slice(skip + (range.start - from) as usize..skip + wanted))
 }
 
 #[cfg(test)]
@@ -124,5 +162,21 @@ mod tests {
                 assert!(found == body[..len], "{len} bytes");
             }
         }
+    }
+
+    #[test]
+    fn parts_of_all_lengths_are_what_was_written() {
+        let body: Vec<u8> = (0..LARGE_BYTES as u32 * 3 + 17).map(|n| (n % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&body).unwrap();
+        let end = body.len();
+        for from in [0, 1, ALIGN - 1, ALIGN, LARGE_BYTES + 7] {
+            for to in [from, from + 1, from + LARGE_BYTES - 1, from + LARGE_BYTES, end - 1, end] {
+                let found = read(&file, from as u64..to as u64).unwrap();
+                assert!(found == body[from..to], "{from}..{to}");
+            }
+        }
+        let beyond = read(&file, 0..end as u64 + 1).unwrap_err();
+        assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

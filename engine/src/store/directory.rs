@@ -16,7 +16,7 @@
 //! A file that had no name yet is gone with the process that wrote it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -185,16 +185,15 @@ impl Root {
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> io::Result<Bytes> {
-        let mut file = File::open(self.place(key)?)?;
-        let len = range.end.checked_sub(range.start).ok_or(io::ErrorKind::InvalidInput)?;
+        let file = File::open(self.place(key)?)?;
+        if range.start > range.end {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         // Before a buffer is made that no object could fill.
         if range.end > file.metadata()?.len() {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the object is shorter"));
         }
-        file.seek(SeekFrom::Start(range.start))?;
-        let mut body = vec![0; len as usize];
-        file.read_exact(&mut body)?;
-        Ok(body.into())
+        direct::read(&file, range)
     }
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> io::Result<Vec<Listed>> {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Limits;
 use super::overlay::Overlay;
+use super::read::joined;
 use super::upload::Spare;
 use crate::codec::{self, Chunks, CodecError, EncodedSegment, Identity};
 use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ObjectId, RecordNumber, SessionId, VolumeId};
@@ -134,10 +135,7 @@ struct Window {
 
 impl Window {
     fn data(&self) -> Bytes {
-        match self.pieces.as_slice() {
-            [whole] => whole.clone(),
-            pieces => pieces.concat().into(),
-        }
+        joined(&self.pieces)
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) use open::MapSink;
 pub use open::{OpenError, OpenOptions};
 pub use outage::{Away, Outage};
 use overlay::Dirty;
-pub use read::{BlockReader, Blocks, Present};
+pub use read::{BlockReader, Blocks, Present, cut};
 use status::StatusBoard;
 pub use status::Work;
 use unlogged::Unlogged;
@@ -252,54 +252,52 @@ impl Volume {
 
     /// Reads `len` bytes at `offset`. What was never written, or was discarded, reads as zeros.
     pub async fn read(&self, offset: u64, len: u64) -> Result<Bytes, VolumeError> {
+        Ok(read::joined(&self.read_pieces(offset, len).await?))
+    }
+
+    /// Reads as [`Self::read`] does, without copying: one piece after the other, where they lie in memory, a block or a
+    /// part of one at least each.
+    pub async fn read_pieces(&self, offset: u64, len: u64) -> Result<Vec<Bytes>, VolumeError> {
         let shared = &self.shared;
         shared.board.check()?;
         shared.check_range(offset, len)?;
         if len == 0 {
-            return Ok(Bytes::new());
+            return Ok(Vec::new());
         }
         let (from, to) = (offset / BLOCK_BYTES, (offset + len).div_ceil(BLOCK_BYTES));
         let blocks = self.read_blocks(from, to).await?;
         // What a superseded session knows may be old: a read that ends after its end is not answered.
         shared.board.check()?;
-        let skip = (offset - from * BLOCK_BYTES) as usize;
-        Ok(blocks.slice(skip..skip + len as usize))
+        Ok(cut(blocks, offset, len))
     }
 
-    async fn read_blocks(&self, from: u64, to: u64) -> Result<Bytes, VolumeError> {
+    async fn read_blocks(&self, from: u64, to: u64) -> Result<Vec<Bytes>, VolumeError> {
         let dirty: Vec<Dirty> = self.shared.unlogged().view(from, to).iter().cloned().collect();
-        if let [Dirty { lba, blocks, data: Some(data), .. }] = dirty.as_slice()
-            && *lba == from
-            && *blocks == to - from
-        {
-            return Ok(data.clone());
-        }
-        let mut out = BytesMut::zeroed(((to - from) * BLOCK_BYTES) as usize);
+        let mut pieces = Vec::new();
         let mut at = from;
-        for run in dirty.iter().map(|run| (run.lba, run.lba + run.blocks)).chain([(to, to)]) {
-            if at < run.0 {
-                let piece =
-                    &mut out[((at - from) * BLOCK_BYTES) as usize..((run.0 - from) * BLOCK_BYTES) as usize];
-                self.read_stored((at, run.0), piece).await?;
+        for Dirty { lba, blocks, data, .. } in dirty {
+            if at < lba {
+                pieces.extend(self.read_stored((at, lba)).await?);
             }
-            at = run.1;
-        }
-        for Dirty { lba, data, .. } in &dirty {
-            if let Some(data) = data {
-                let start = ((lba - from) * BLOCK_BYTES) as usize;
-                out[start..start + data.len()].copy_from_slice(data);
+            match data {
+                Some(data) => pieces.push(data),
+                None => pieces.extend(read::zeros(blocks)),
             }
+            at = lba + blocks;
         }
-        Ok(out.freeze())
+        if at < to {
+            pieces.extend(self.read_stored((at, to)).await?);
+        }
+        Ok(pieces)
     }
 
     /// Reads what is in the log. Waits for a store that is away, and no longer than the session lasts.
-    async fn read_stored(&self, range: (u64, u64), out: &mut [u8]) -> Result<(), VolumeError> {
+    async fn read_stored(&self, range: (u64, u64)) -> Result<Vec<Bytes>, VolumeError> {
         let Shared { reads, reader, log, board, wanted, .. } = &*self.shared;
         wanted.read(range.0);
         tokio::select! {
             biased;
-            outcome = reads.read(reader, range, out, &log.env) => outcome,
+            outcome = reads.read(reader, range, &log.env) => outcome,
             reason = board.wait_over() => Err(VolumeError::Over { volume: self.shared.id, reason }),
         }
     }
@@ -317,10 +315,10 @@ impl Volume {
         }
         let _alone = self.shared.whole.write().await;
         let (from, to) = (offset / BLOCK_BYTES, (offset + data.len() as u64).div_ceil(BLOCK_BYTES));
-        let mut whole = BytesMut::from(self.read_blocks(from, to).await?);
+        let mut whole = self.read_blocks(from, to).await?.concat();
         let skip = (offset - from * BLOCK_BYTES) as usize;
         whole[skip..skip + data.len()].copy_from_slice(&data);
-        self.mutate(Mutation::Write { offset: from * BLOCK_BYTES, data: whole.freeze() }).await
+        self.mutate(Mutation::Write { offset: from * BLOCK_BYTES, data: whole.into() }).await
     }
 
     /// Makes `len` bytes at `offset` read as zeros. Whole blocks are given back to the pool.

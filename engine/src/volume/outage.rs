@@ -15,6 +15,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -105,21 +106,20 @@ impl<E: Clone + Display> Outage<E> {
 }
 
 impl Outage<VolumeError> {
-    /// Reads as [`BlockReader::read`] does, again and again until the store has answered, or has been away for too
+    /// Reads as [`BlockReader::pieces`] does, again and again until the store has answered, or has been away for too
     /// long.
     pub async fn read(
         &self,
         reader: &BlockReader,
         (from, to): (u64, u64),
-        out: &mut [u8],
         env: &Env,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<Vec<Bytes>, VolumeError> {
         let (begun, answers) = (Instant::now(), reader.fetcher().answers());
         let mut backoff = Backoff::default();
         loop {
             let since = self.away.borrow().as_ref().map_or(begun, |away| away.since.min(begun));
             let ends = (since + self.limit).max(begun + LATE);
-            match tokio::time::timeout_at(ends, reader.read(from, to, out)).await {
+            match tokio::time::timeout_at(ends, reader.pieces(from, to)).await {
                 Ok(Err(error)) if error.may_pass() => {
                     self.failed(begun, error.clone());
                     if Instant::now() >= ends {

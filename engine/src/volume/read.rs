@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-
+use bytes::{Buf, Bytes};
 use futures::future::join_all;
 use tokio::sync::Semaphore;
 
@@ -19,6 +19,8 @@ use crate::store::StoreError;
 const RESOLVES: usize = 5;
 /// Requests ahead of the readers that are under way together. Those that somebody waits for have more.
 const AHEAD_PARALLEL: usize = 16;
+/// What holes are read from.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A map to read by.
 #[derive(Debug, Clone)]
@@ -86,9 +88,20 @@ impl BlockReader {
         &self.fetcher
     }
 
-    /// Reads the blocks `from..to` into `out`, which has room for exactly those. Holes are zeros. What a reader who
-    /// reads on will ask for next is got meanwhile.
+    /// Reads the blocks `from..to` into `out`, which has room for exactly those, as [`Self::pieces`] does.
     pub async fn read(&self, from: u64, to: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        let mut rest = out;
+        for piece in self.pieces(from, to).await? {
+            let (this, next) = rest.split_at_mut(piece.len());
+            this.copy_from_slice(&piece);
+            rest = next;
+        }
+        Ok(())
+    }
+
+    /// The blocks `from..to`, one piece after the other, where they lie in memory. Holes are zeros. What a reader who
+    /// reads on will ask for next is got meanwhile.
+    pub async fn pieces(&self, from: u64, to: u64) -> Result<Vec<Bytes>, VolumeError> {
         if let Some(next) = self.ahead.passes(from, to) {
             tokio::spawn(self.clone().read_ahead(next));
         }
@@ -96,7 +109,7 @@ impl BlockReader {
         loop {
             let outcome = match self.lookup(from, to).await {
                 Ok(extents) => self
-                    .read_extents(&extents, from, out)
+                    .extents(&extents)
                     .await
                     .map_err(|reason| VolumeError::Read { volume: self.volume, reason }),
                 Err(reason) => Err(VolumeError::Map { volume: self.volume, reason: Arc::new(reason) }),
@@ -143,28 +156,52 @@ impl BlockReader {
         }
     }
 
-    /// Reads what `extents` name; `out` begins at block `from`.
-    pub async fn read_extents(
-        &self,
-        extents: &[Extent],
-        from: u64,
-        out: &mut [u8],
-    ) -> Result<(), FetchError> {
+    /// What `extents` name, one piece after the other. Holes are zeros.
+    pub async fn extents(&self, extents: &[Extent]) -> Result<Vec<Bytes>, FetchError> {
         let locations: Vec<Location> = extents.iter().filter_map(|extent| extent.location).collect();
         let chunks = self.fetcher.chunks(&locations).await?;
+        let mut pieces = Vec::with_capacity(extents.len());
         for extent in extents {
-            let start = ((extent.lba - from) * BLOCK_BYTES) as usize;
-            let piece = &mut out[start..start + extent.bytes() as usize];
             match &extent.location {
-                None => piece.fill(0),
+                None => pieces.extend(zeros(u64::from(extent.blocks))),
                 Some(location) => {
                     let blocks = Fetcher::blocks(&chunks, location, extent.blocks);
-                    piece.copy_from_slice(&blocks.ok_or(FetchError::Short { location: *location })?);
+                    pieces.push(blocks.ok_or(FetchError::Short { location: *location })?);
                 }
             }
         }
-        Ok(())
+        Ok(pieces)
     }
+}
+
+/// So many blocks of zeros.
+pub(super) fn zeros(blocks: u64) -> impl Iterator<Item = Bytes> {
+    let bytes = blocks * BLOCK_BYTES;
+    let piece = ZEROS.len() as u64;
+    (0..bytes)
+        .step_by(ZEROS.len())
+        .map(move |at| Bytes::from_static(&ZEROS[..(bytes - at).min(piece) as usize]))
+}
+
+/// Pieces of memory as one, without a copy if they are.
+pub(super) fn joined(pieces: &[Bytes]) -> Bytes {
+    match pieces {
+        [whole] => whole.clone(),
+        pieces => pieces.concat().into(),
+    }
+}
+
+/// The `len` bytes at `offset` of a volume, out of the pieces of just those blocks that have some of them.
+pub fn cut(mut pieces: Vec<Bytes>, offset: u64, len: u64) -> Vec<Bytes> {
+    let before = offset % BLOCK_BYTES;
+    let after = (offset + len).next_multiple_of(BLOCK_BYTES) - (offset + len);
+    if let Some(first) = pieces.first_mut() {
+        first.advance(before as usize);
+    }
+    if let Some(last) = pieces.last_mut() {
+        last.truncate(last.len() - after as usize);
+    }
+    pieces
 }
 
 fn is_gone(error: &VolumeError) -> bool {

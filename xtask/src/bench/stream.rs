@@ -17,8 +17,7 @@ const SEGMENT_MIB: u64 = 8;
 const WRITE_CAUSE: &str = "Each byte is made by fio, copied from the loop device to FUSE, into the dirty buffer and into \
                            its segment, and checked twice, by the processors that the puts beside have for \
                            themselves.";
-const READ_CAUSE: &str =
-    "What is read ahead is copied into the cache, from there into each answer, and by FUSE again.";
+const READ_CAUSE: &str = "What is read ahead is copied into the cache, and from there by FUSE.";
 
 pub const LINES: [Line; 4] = [
     Line {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_engine::ids::{BLOCK_BYTES, GrantId};
 use holdfast_engine::log::{Control, Log, LogError, Record, Sink};
 use holdfast_engine::map::{Map, PageSource, StoredMap};
 use holdfast_engine::volume::{
-    Away, BlockReader, Blocks, FetchError, Fetcher, OpenError, Outage, VolumeError,
+    Away, BlockReader, Blocks, FetchError, Fetcher, OpenError, Outage, VolumeError, cut,
 };
 use tokio::sync::RwLock;
 use tokio::time::Instant;
@@ -80,16 +80,16 @@ impl ReadOnlyVolume {
         self.reads.away()
     }
 
-    async fn read_blocks(&self, from: u64, to: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+    async fn read_blocks(&self, from: u64, to: u64) -> Result<Vec<Bytes>, VolumeError> {
         let reader = self.reader.read().await.clone();
-        let failed = self.reads.read(&reader, (from, to), out, &self.log.env).await;
+        let failed = self.reads.read(&reader, (from, to), &self.log.env).await;
         let Err(VolumeError::Read { reason: FetchError::Gone { .. }, .. }) = failed else { return failed };
         let mut reader = self.reader.write().await;
         let (_, map) = replay(&self.log, &self.pages, Instant::now() + REPLAY_LIMIT)
             .await
             .map_err(|reason| VolumeError::Log { volume: self.log.volume, reason: Arc::new(reason) })?;
         *reader = BlockReader::new(self.log.volume, Blocks::Head(map), self.fetcher.clone());
-        self.reads.read(&reader, (from, to), out, &self.log.env).await
+        self.reads.read(&reader, (from, to), &self.log.env).await
     }
 }
 
@@ -113,13 +113,10 @@ impl BlockDevice for ReadOnlyVolume {
         self.size_bytes
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<Bytes, DeviceError> {
+    async fn read(&self, offset: u64, len: u32) -> Result<Vec<Bytes>, DeviceError> {
         let end = offset + u64::from(len);
         let (from, to) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
-        let mut blocks = BytesMut::zeroed(((to - from) * BLOCK_BYTES) as usize);
-        self.read_blocks(from, to, &mut blocks).await?;
-        let skip = (offset - from * BLOCK_BYTES) as usize;
-        Ok(blocks.freeze().slice(skip..skip + len as usize))
+        Ok(cut(self.read_blocks(from, to).await?, offset, u64::from(len)))
     }
 
     async fn write(&self, _: u64, _: &[u8]) -> Result<(), DeviceError> {
