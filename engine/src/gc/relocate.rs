@@ -7,7 +7,7 @@
 //!
 //! # Cost
 //! Segments are read one after the other, neighbouring chunks with one request. In memory stand the places of the
-//! chunks in hand ([`super::gather`]) and the data of one segment.
+//! chunks in hand ([`super::gather`]) and the blocks of one segment.
 //!
 //! # Crash behaviour
 //! Copies that no record and no map names are garbage of the session.
@@ -24,7 +24,7 @@ use super::gather::{Gather, HEAD, Names, Newest, Piece};
 use super::generations::{add_late, switch};
 use super::sweep::Swept;
 use crate::codec::{self, ENVELOPE_BYTES, Envelope, ObjectKind, ObjectName, RECORD_MOVES_MAX};
-use crate::ids::{ObjectId, RecordNumber, SnapshotId};
+use crate::ids::{BLOCK_BYTES, ObjectId, RecordNumber, SnapshotId};
 use crate::log::Move;
 use crate::map::{Extent, Location, MapView, SegmentKind, SegmentRef};
 use crate::volume::{Bulk, FetchError, Fetcher, Volume, Writer};
@@ -94,6 +94,23 @@ fn cut(extents: &[(Newest, Extent)], part_bytes: u64) -> impl Iterator<Item = &[
     })
 }
 
+/// Cuts `extents`, which stand in the order of their places, into batches whose chunks hold so many bytes together, or the
+/// part of a chunk more: chunks are opened whole, however little of them is needed.
+fn batches(extents: &[(Newest, Extent)], batch_bytes: u64) -> impl Iterator<Item = &[(Newest, Extent)]> {
+    let chunk =
+        |extent: &Extent| extent.location.map(|location| (location.segment.id, location.stored_offset));
+    let mut bytes = 0;
+    extents.chunk_by(move |(_, one), (_, next)| {
+        if chunk(one) == chunk(next) {
+            return true;
+        }
+        bytes += one.location.map_or(0, |location| u64::from(location.chunk_blocks) * BLOCK_BYTES);
+        let goes_on = bytes < batch_bytes;
+        bytes = if goes_on { bytes } else { 0 };
+        goes_on
+    })
+}
+
 /// Where to find what the head and the snapshots name.
 fn names(head: &MapView, snapshots: &[Held]) -> Vec<Names> {
     let mut newer = head.clone();
@@ -150,7 +167,7 @@ impl<'a> Mover<'a> {
     async fn copy_part(&mut self, part: &[(Newest, Extent)], in_head: bool) -> Result<(), GcError> {
         let mut part = part.to_vec();
         part.sort_by_key(|(_, extent)| extent.location.map(|location| (location.segment.birth, location)));
-        for batch in cut(&part, self.volume.limits().segment_bytes) {
+        for batch in batches(&part, self.volume.limits().segment_bytes) {
             self.copy_batch(batch.iter().map(|(_, extent)| *extent).collect(), in_head).await?;
         }
         Ok(())
@@ -227,4 +244,37 @@ async fn read_table(volume: &Volume, segment: SegmentRef) -> Result<BTreeMap<u32
     };
     let writer = |chunk: &codec::ChunkEntry| Writer { session: chunk.session, order: chunk.order };
     Ok(chunks.iter().map(|chunk| (chunk.stored_offset, writer(chunk))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use crate::ids::VolumeId;
+
+    #[test]
+    fn a_batch_opens_a_segments_worth_of_chunks_however_little_of_them_is_needed() {
+        let segment = SegmentRef {
+            volume: VolumeId([1; 16]),
+            id: ObjectId([2; 16]),
+            birth: RecordNumber(3),
+            kind: SegmentKind::Object,
+        };
+        let place = |chunk: u32, chunk_offset| Location {
+            segment,
+            stored_offset: chunk * 1000,
+            stored_len: 1000,
+            codec: Codec::Raw,
+            chunk_blocks: 16,
+            chunk_offset,
+        };
+        // The second and the last block of each of 100 chunks.
+        let extent = |n: u32| {
+            let location = Some(place(n / 2, [1, 15][n as usize % 2]));
+            (HEAD, Extent { lba: u64::from(n), blocks: 1, location })
+        };
+        let extents: Vec<(Newest, Extent)> = (0..200).map(extent).collect();
+        let sizes: Vec<usize> = batches(&extents, 30 * 16 * BLOCK_BYTES).map(<[_]>::len).collect();
+        assert_eq!(sizes, [60, 60, 60, 20]);
+    }
 }
