@@ -409,7 +409,12 @@ async fn a_volume_is_checkpointed_while_the_archive_is_away() {
         restored.volume.write(at, data(at + 1, BLOCK_BYTES)).await.unwrap();
     }
     restored.volume.snapshot("s", "").await.unwrap();
-    assert!(scene.far_store.unanswered() > 0, "nothing was to be merged");
+    let unanswered = scene.far_store.unanswered();
+    assert!(unanswered > 0, "nothing was to be merged");
+    let begun = Instant::now();
+    restored.volume.snapshot("the next", "").await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}: it was tried again at once", begun.elapsed());
+    assert_eq!(scene.far_store.unanswered(), unanswered);
     scene.far_store.answers(None);
     restored.begin(&Arc::new(Pace::new(0))).await.end().await;
     for at in places() {

@@ -36,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The pause after a checkpoint that failed, so that one which fails at once does not fill the store with pages.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// How long checkpoints write the map as it is after a merge that failed: it tries for minutes to read what an archive does
+/// not give, and whoever takes a snapshot waits for it.
+const MERGE_PAUSE: Duration = Duration::from_secs(300);
+
 /// A checkpoint that is durable.
 #[derive(Debug)]
 pub(super) struct Done {
@@ -43,6 +47,16 @@ pub(super) struct Done {
     frozen: MapView,
     stored: StoredMap,
     snapshots: BTreeMap<SnapshotId, ObjectId>,
+    merging: Merging,
+}
+
+/// What a checkpoint did to keep the runs few.
+#[derive(Debug)]
+enum Merging {
+    Done(Compactor),
+    Failed,
+    /// Nothing, since it failed a while ago.
+    Rests,
 }
 
 /// When to take checkpoints, and what the collector must know of them.
@@ -61,8 +75,10 @@ pub(super) struct Checkpointer {
     records: u64,
     /// Snapshots whose maps are not durable.
     snapshots: BTreeMap<SnapshotId, MapView>,
-    running: Option<JoinHandle<Result<(Done, Compactor), LogError>>>,
+    running: Option<JoinHandle<Result<Done, LogError>>>,
     compactor: Compactor,
+    /// When to merge again, after a failure.
+    merge_at: Option<Instant>,
     /// The root that the session's replay began with: all later records were seen.
     seen_after: RecordNumber,
     /// Those of the records seen that may never be deleted.
@@ -89,6 +105,7 @@ impl Checkpointer {
             snapshots,
             running: None,
             compactor: Compactor::default(),
+            merge_at: None,
             seen_after: state.base,
             kept: state.kept.iter().copied().collect(),
         }
@@ -181,6 +198,7 @@ impl Checkpointer {
         self.tried = number;
         let frozen = map.freeze();
         let named = frozen.origins().iter().map(|origin| origin.volume);
+        let rests = self.merge_at.is_some_and(|at| Instant::now() < at);
         let work = Work {
             log: self.log.clone(),
             session: self.session,
@@ -190,7 +208,8 @@ impl Checkpointer {
             frozen,
             snapshots: self.snapshots.clone(),
         };
-        self.running = Some(tokio::spawn(work.run(self.compactor.clone(), Instant::now() + PATIENCE)));
+        let compactor = (!rests).then(|| self.compactor.clone());
+        self.running = Some(tokio::spawn(work.run(compactor, Instant::now() + PATIENCE)));
     }
 
     /// Waits for the running checkpoint; for ever if none is. May be dropped and called again.
@@ -199,10 +218,7 @@ impl Checkpointer {
         let outcome = running.await;
         self.running = None;
         let error = match outcome {
-            Ok(Ok((done, compactor))) => {
-                self.compactor = compactor;
-                return Ok(done);
-            }
+            Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
             Err(error) => {
                 let key = layout::root(self.log.volume, self.tried);
@@ -219,6 +235,11 @@ impl Checkpointer {
             return Err(Over::Broken { reason: "a checkpoint does not fit the map it was made from".into() });
         }
         self.root = done.number;
+        match done.merging {
+            Merging::Done(compactor) => self.compactor = compactor,
+            Merging::Failed => self.merge_at = Some(Instant::now() + MERGE_PAUSE),
+            Merging::Rests => {}
+        }
         for (snapshot, map) in done.snapshots {
             self.snapshots.remove(&snapshot);
             if let Some(found) = control.snapshots.get_mut(&snapshot) {
@@ -244,11 +265,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(
-        mut self,
-        mut compactor: Compactor,
-        deadline: Instant,
-    ) -> Result<(Done, Compactor), LogError> {
+    async fn run(mut self, compactor: Option<Compactor>, deadline: Instant) -> Result<Done, LogError> {
         let views: Vec<&MapView> = self.snapshots.values().chain([&self.frozen]).collect();
         let written = Checkpoint::write(&views).await?;
         let mut snapshots = BTreeMap::new();
@@ -268,18 +285,10 @@ impl Work {
             snapshots.insert(*snapshot, id);
         }
         let mut map = stored(&written, &self.frozen)?;
-        if !self.forget.is_empty() {
-            compactor.request_full_merge();
-        }
-        let (volume, budget) = (self.log.volume, Compactor::budget(written.pages()));
-        match compactor.step(self.frozen.source(), &map, budget).await {
-            Ok(compacted) => map = compacted.unwrap_or(map),
-            Err(error) => tracing::warn!(%volume, %error, "the map is checkpointed as it is: merging waits"),
-        }
-        match self.without_forgotten(&map).await {
-            Ok(without) => map = without,
-            Err(error) => tracing::warn!(%volume, %error, "the map still names ancestors that are copied"),
-        }
+        let merging = match compactor {
+            Some(compactor) => self.merge(compactor, &mut map, Compactor::budget(written.pages())).await,
+            None => Merging::Rests,
+        };
         let root = Root {
             volume: self.log.volume,
             id: random_id(&self.log.env),
@@ -297,8 +306,32 @@ impl Work {
                 return Err(LogError::Overtaken { volume: root.volume, number: root.number });
             }
         }
-        let done = Done { number: root.number, frozen: self.frozen, stored: root.map, snapshots };
-        Ok((done, compactor))
+        Ok(Done { number: root.number, frozen: self.frozen, stored: root.map, snapshots, merging })
+    }
+
+    /// Merges runs of `map`, and rids it of ancestors. Where that needs what cannot be read the map stays as it is: no
+    /// checkpoint fails for it.
+    async fn merge(&self, mut compactor: Compactor, map: &mut StoredMap, budget: usize) -> Merging {
+        let volume = self.log.volume;
+        if !self.forget.is_empty() {
+            compactor.request_full_merge();
+        }
+        match compactor.step(self.frozen.source(), map, budget).await {
+            Ok(Some(merged)) => *map = merged,
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%volume, %error, "the map is checkpointed as it is: merging waits");
+                return Merging::Failed;
+            }
+        }
+        match self.without_forgotten(map).await {
+            Ok(without) => *map = without,
+            Err(error) => {
+                tracing::warn!(%volume, %error, "the map still names ancestors that are copied");
+                return Merging::Failed;
+            }
+        }
+        Merging::Done(compactor)
     }
 
     /// What `map` says, with less that names the ancestors to be forgotten; in the end without their names.

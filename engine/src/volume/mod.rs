@@ -76,9 +76,10 @@ use crate::map::MapView;
 /// How long a single object's put is tried before who waits for it is told.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The pause between checkpoints that are made one after the other to forget ancestors, a few pages each: one that could
-/// not read what it needed is not repeated at once.
+/// The pause between checkpoints that are made one after the other to forget ancestors, a few hundred pages each: by so
+/// much longer after each one, since an archive that is away lets none of them succeed.
 const FORGET_PAUSE: Duration = Duration::from_secs(1);
+const FORGET_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs of blocks that gather in one layer at most: as many as surely fit a record.
 const RUNS_MAX: usize = codec::RECORD_EXTENTS_MAX / 4;
@@ -423,15 +424,13 @@ impl Volume {
     /// ancestors stay what they are.
     async fn forget_origins(&self, ancestors: &BTreeSet<VolumeId>) -> Result<(), VolumeError> {
         self.shared.ownership().hydrated.extend(ancestors);
-        let mut forgotten = false;
+        let mut pause = Duration::ZERO;
         while self.reads_from(ancestors) {
-            if forgotten {
-                tokio::time::sleep(FORGET_PAUSE).await;
-            }
+            tokio::time::sleep(pause).await;
             self.append(vec![Op::Noop], true).await?;
-            forgotten = true;
+            pause = FORGET_PAUSE_MAX.min(pause + FORGET_PAUSE);
         }
-        if forgotten {
+        if !pause.is_zero() {
             self.append(vec![Op::Noop], true).await?;
         }
         Ok(())
