@@ -426,7 +426,11 @@ impl Volume {
         self.shared.ownership().hydrated.extend(ancestors);
         let mut pause = Duration::ZERO;
         while self.reads_from(ancestors) {
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                biased;
+                _ = self.wait_over() => self.check()?,
+                () = tokio::time::sleep(pause) => {}
+            }
             self.append(vec![Op::Noop], true).await?;
             pause = FORGET_PAUSE_MAX.min(pause + FORGET_PAUSE);
         }
