@@ -159,7 +159,8 @@ impl Stream {
         let window = window_blocks.min(2 * (self.next - self.from));
         let chunk = u64::from(CHUNK_BLOCKS_MAX);
         let (from, to) = (self.asked.max(self.next), (self.next + window) / chunk * chunk);
-        if to.saturating_sub(from) < limits.step_blocks.min(window / 2) {
+        let step = limits.step_blocks.min(window / 2).max(1);
+        if to.saturating_sub(from) < step {
             return None;
         }
         self.asked = to;
@@ -204,6 +205,19 @@ mod tests {
         assert!(reached >= 256 * MIB, "only up to {reached}");
         let late = &steps[steps.len() - 32..];
         assert!(late.iter().all(|range| range.end - range.start >= STEP_BLOCKS), "{late:?}");
+    }
+
+    #[test]
+    fn a_window_of_less_than_a_chunk_asks_for_nothing_that_was_read() {
+        let limits = AheadLimits { jump_blocks: 4, long_blocks: 1, window_blocks: 2, step_blocks: 8 };
+        let ahead = ReadAhead::new(limits, 2 * BLOCK_BYTES);
+        for at in 0..200 {
+            // The second stream leaves each of them one block.
+            for from in [at, 1000 + at] {
+                let range = ahead.passes(from, from + 1);
+                assert!(range.as_ref().is_none_or(|range| range.start < range.end), "{range:?} at {from}");
+            }
+        }
     }
 
     #[test]
