@@ -34,9 +34,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         cargo.args(package).args(["overwrites", "--", "--nocapture"]).show()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let package =
-        ["test", "--release", "--package", "holdfast-engine", "--test", "sim", "--locked", "--quiet"];
-    let cargo = cargo.args(package);
+    let cargo =
+        cargo.args(["test", "--profile", "simulate", "--package", "holdfast-engine", "--test", "sim"]);
+    let cargo = cargo.args(["--locked", "--quiet"]);
     let cargo = match options.seed {
         Some(seed) => cargo.env("HOLDFAST_SEED", seed.to_string()).args([
             "no_acknowledged_write_is_lost",
