@@ -393,7 +393,10 @@ pub async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId, chance:
         Ok(opened) => opened?,
         Err(error) => {
             site.world.note(format_args!("{name} could not open the volume: {error}"));
-            if let OpenError::Buffer(error) = error {
+            // One that died in the middle of a copy may find its own torn entry, and tells nobody.
+            if let OpenError::Buffer(error) = error
+                && !place.process.is_dead()
+            {
                 site.model.violation(format!("{name}: {error}"));
             }
             return None;
