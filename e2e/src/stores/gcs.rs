@@ -14,8 +14,10 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
+
+use jiff::Timestamp;
 
 use crate::{Error, Result};
 
@@ -44,7 +46,7 @@ struct Bucket {
 struct Object {
     body: Arc<[u8]>,
     generation: u64,
-    modified: Duration,
+    modified: Timestamp,
 }
 
 #[derive(Debug)]
@@ -158,7 +160,7 @@ impl Bucket {
         let object = Object {
             body: request.body.as_slice().into(),
             generation: self.generations.fetch_add(1, Ordering::Relaxed) + 1,
-            modified: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            modified: Timestamp::now(),
         };
         let headers = object.headers();
         objects.insert(key.to_owned(), object);
@@ -212,16 +214,12 @@ impl Bucket {
             xml += &format!("<NextContinuationToken>{}</NextContinuationToken>", escaped(last));
         }
         for (key, object) in page {
-            let (date, time) = date_time(object.modified);
             xml += &format!(
-                "<Contents><Key>{}</Key><Generation>{}</Generation><LastModified>{}-{:02}-{:02}T{time}.{:03}Z\
-                 </LastModified><ETag>\"{}\"</ETag><Size>{}</Size></Contents>",
+                "<Contents><Key>{}</Key><Generation>{}</Generation><LastModified>{}</LastModified>\
+                 <ETag>\"{}\"</ETag><Size>{}</Size></Contents>",
                 escaped(key),
                 object.generation,
-                date.year,
-                date.month,
-                date.day,
-                object.modified.subsec_millis(),
+                shown(object.modified),
                 object.generation,
                 object.body.len()
             );
@@ -237,14 +235,9 @@ impl Bucket {
 
 impl Object {
     fn headers(&self) -> Vec<(&'static str, String)> {
-        const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-        const MONTHS: [&str; 12] =
-            ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-        let (date, time) = date_time(self.modified);
-        let (day_name, month) = (DAYS[(date.days % 7) as usize], MONTHS[date.month as usize - 1]);
         vec![
             ("ETag", format!("\"{}\"", self.generation)),
-            ("Last-Modified", format!("{day_name}, {:02} {month} {} {time} GMT", date.day, date.year)),
+            ("Last-Modified", self.modified.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()),
             ("x-goog-generation", self.generation.to_string()),
         ]
     }
@@ -319,36 +312,9 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-struct Date {
-    /// Since the Unix epoch.
-    days: u64,
-    year: u64,
-    month: u64,
-    day: u64,
-}
-
-/// Date and time of day, in UTC.
-fn date_time(since_epoch: Duration) -> (Date, String) {
-    let seconds = since_epoch.as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let is_leap =
-        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let (mut year, mut day) = (1970, days);
-    while day >= 365 + u64::from(is_leap(year)) {
-        day -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    let time = format!("{:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60);
-    (Date { days, year, month, day: day + 1 }, time)
+/// As Google's lists have it.
+fn shown(time: Timestamp) -> impl std::fmt::Display {
+    time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
 }
 
 #[cfg(test)]
@@ -357,14 +323,12 @@ mod tests {
 
     #[test]
     fn dates_are_those_of_the_calendar() {
-        let shown = |seconds| {
-            let (date, time) = date_time(Duration::from_secs(seconds));
-            format!("{}-{:02}-{:02}T{time}", date.year, date.month, date.day)
-        };
-        assert_eq!(shown(0), "1970-01-01T00:00:00");
-        assert_eq!(shown(951_827_696), "2000-02-29T12:34:56");
-        assert_eq!(shown(1_795_910_399), "2026-11-28T23:59:59");
-        let object = Object { body: [].into(), generation: 1, modified: Duration::from_secs(951_827_696) };
+        let at = |seconds| Timestamp::from_second(seconds).expect("a time of our age");
+        let shown = |seconds| shown(at(seconds)).to_string();
+        assert_eq!(shown(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(shown(951_827_696), "2000-02-29T12:34:56.000Z");
+        assert_eq!(shown(1_795_910_399), "2026-11-28T23:59:59.000Z");
+        let object = Object { body: [].into(), generation: 1, modified: at(951_827_696) };
         assert_eq!(object.headers()[1].1, "Tue, 29 Feb 2000 12:34:56 GMT");
     }
 }

@@ -8,16 +8,16 @@ use bytes::Bytes;
 use super::{ChunkCache, ChunkKey, DiskCache, MemoryCache, OpenedKey};
 
 /// Opened chunks in memory, before sealed ones on the disk, if there is one.
-#[derive(Debug, Clone)]
-pub struct Tiers {
+#[derive(Debug)]
+pub struct Tiers<D = DiskCache> {
     /// The fast tier.
     pub memory: Arc<MemoryCache>,
     /// The large tier.
-    pub disk: Option<Arc<DiskCache>>,
+    pub disk: Option<Arc<D>>,
 }
 
 #[async_trait]
-impl ChunkCache for Tiers {
+impl<D: ChunkCache> ChunkCache for Tiers<D> {
     async fn get(&self, key: ChunkKey) -> Option<Bytes> {
         self.disk.as_ref()?.get(key).await
     }

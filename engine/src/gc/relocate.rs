@@ -83,13 +83,18 @@ pub(super) async fn relocate(
     Ok(Relocated { bytes: mover.bytes, switched })
 }
 
-/// Cuts `extents` into parts of at least so many bytes, but for the last one.
-fn cut(extents: &[(Newest, Extent)], part_bytes: u64) -> impl Iterator<Item = &[(Newest, Extent)]> {
-    let mut bytes = 0;
-    extents.chunk_by(move |(_, extent), _| {
-        bytes += extent.bytes();
-        let goes_on = bytes < part_bytes;
-        bytes = if goes_on { bytes } else { 0 };
+/// Cuts `extents` into parts of at least so many bytes, but for the last one; `bytes` says how many one has that another
+/// follows.
+fn cut(
+    extents: &[(Newest, Extent)],
+    part_bytes: u64,
+    bytes: impl Fn(&Extent, &Extent) -> u64,
+) -> impl Iterator<Item = &[(Newest, Extent)]> {
+    let mut gathered = 0;
+    extents.chunk_by(move |(_, extent), (_, next)| {
+        gathered += bytes(extent, next);
+        let goes_on = gathered < part_bytes;
+        gathered = if goes_on { gathered } else { 0 };
         goes_on
     })
 }
@@ -99,16 +104,11 @@ fn cut(extents: &[(Newest, Extent)], part_bytes: u64) -> impl Iterator<Item = &[
 fn batches(extents: &[(Newest, Extent)], batch_bytes: u64) -> impl Iterator<Item = &[(Newest, Extent)]> {
     let chunk =
         |extent: &Extent| extent.location.map(|location| (location.segment.id, location.stored_offset));
-    let mut bytes = 0;
-    extents.chunk_by(move |(_, one), (_, next)| {
-        if chunk(one) == chunk(next) {
-            return true;
-        }
-        bytes += one.location.map_or(0, |location| u64::from(location.chunk_blocks) * BLOCK_BYTES);
-        let goes_on = bytes < batch_bytes;
-        bytes = if goes_on { bytes } else { 0 };
-        goes_on
-    })
+    let opened = move |extent: &Extent, next: &Extent| match extent.location {
+        Some(location) if chunk(extent) != chunk(next) => u64::from(location.chunk_blocks) * BLOCK_BYTES,
+        Some(_) | None => 0,
+    };
+    cut(extents, batch_bytes, opened)
 }
 
 /// Where to find what the head and the snapshots name.
@@ -158,7 +158,8 @@ impl<'a> Mover<'a> {
         self.copy_part(&extents, true).await?;
         self.commit().await?;
         let bytes: u64 = snapshots.iter().map(|(_, extent)| extent.bytes()).sum();
-        for part in cut(&snapshots, self.volume.limits().segment_bytes.max(bytes / PARTS)) {
+        let part_bytes = self.volume.limits().segment_bytes.max(bytes / PARTS);
+        for part in cut(&snapshots, part_bytes, |extent, _| extent.bytes()) {
             self.copy_part(part, false).await?;
         }
         self.commit().await

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::files::{JournalDir, JournalFiles};
+use super::open::in_time;
 use super::{Journal, JournalError, JournaledBuffer, Owner, Patience, Waiting};
 use crate::buffer::DirtyBuffer;
 use crate::ids::GrantId;
@@ -61,7 +62,8 @@ impl fmt::Display for JournalName {
 }
 
 impl JournalName {
-    fn file(&self) -> String {
+    /// The file that it is.
+    pub fn file(&self) -> String {
         format!("{self}.{JOURNAL}")
     }
 
@@ -114,9 +116,7 @@ impl Journals {
         file: &str,
         work: impl Future<Output = io::Result<T>>,
     ) -> Result<T, JournalsError> {
-        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("it has taken longer than {LIMIT:?}"));
-        let done = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| Err(late()));
-        done.map_err(|source| JournalsError::Path { path: self.path(file), source })
+        in_time(LIMIT, work).await.map_err(|source| JournalsError::Path { path: self.path(file), source })
     }
 
     async fn files(&self) -> Result<Vec<(String, u64)>, JournalsError> {

@@ -141,6 +141,12 @@ mod tests {
         n % 200 < 60
     }
 
+    /// What `map` says about all blocks.
+    async fn said(pages: &Arc<dyn PageSource>, map: &StoredMap) -> Model {
+        let view = MapView::from_stored(pages.clone(), map);
+        Model::of(0..BLOCKS, &view.lookup(0..BLOCKS).await.unwrap())
+    }
+
     /// A map of [`VOLUME`], and the one of its clone after all data were copied.
     async fn copied(source: &MemorySource, pages: &Arc<dyn PageSource>) -> StoredMap {
         let entry = |n: u64| if is_data(n) { extent(n * 2, 1, n, 0, 0) } else { hole(n * 2, 1) };
@@ -163,7 +169,7 @@ mod tests {
             map = merged;
         }
         assert!(names_pages_of(&pages, &map, &theirs).await.unwrap(), "pages of holes stay");
-        let before = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
+        let before = said(&pages, &map).await;
         let mut rounds = 0;
         while let Some(without) = without_pages_of(&pages, &map, &theirs).await.unwrap() {
             map = without;
@@ -172,8 +178,7 @@ mod tests {
         }
         assert!(rounds > 1, "a few pages at a time");
         assert!(!names_pages_of(&pages, &map, &theirs).await.unwrap());
-        let after = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
-        assert_eq!(Model::of(0..BLOCKS, &after), Model::of(0..BLOCKS, &before));
+        assert_eq!(said(&pages, &map).await, before);
     }
 
     #[tokio::test]
@@ -183,9 +188,7 @@ mod tests {
         let mut map = copied(&source, &pages).await;
         let theirs = BTreeSet::from([VOLUME]);
         let mut compactor = Compactor::default();
-        let mut model = Model::empty(BLOCKS as usize);
-        let before = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
-        before.iter().for_each(|extent| model.write(extent));
+        let mut model = said(&pages, &map).await;
         let mut rounds = 0;
         while names_pages_of(&pages, &map, &theirs).await.unwrap() {
             rounds += 1;
@@ -200,7 +203,6 @@ mod tests {
             map = without_pages_of(&pages, &map, &theirs).await.unwrap().unwrap_or(map);
         }
         assert!(map.runs.len() > 1, "merging has not ended");
-        let after = MapView::from_stored(pages.clone(), &map).lookup(0..BLOCKS).await.unwrap();
-        assert_eq!(Model::of(0..BLOCKS, &after), model);
+        assert_eq!(said(&pages, &map).await, model);
     }
 }

@@ -70,15 +70,6 @@ impl Map {
         }
     }
 
-    /// Loads the pages that [`Map::apply`] needs for moves of these blocks, and keeps them near: it would have to wait for
-    /// them, and with it whoever applies records.
-    pub async fn warm(&self, blocks: &[Range<u64>]) -> Result<(), MapError> {
-        for range in blocks {
-            self.lookup(range.clone()).await?;
-        }
-        Ok(())
-    }
-
     /// The volumes that it names objects of.
     pub fn origins(&self) -> Vec<Origin> {
         self.state().below.origins().to_vec()

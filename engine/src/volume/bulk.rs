@@ -7,7 +7,6 @@
 //! Its segments carry the id of their *run* where a session's carry the session's. A run that died leaves segments that
 //! nothing names, for the collector.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -111,11 +110,11 @@ impl Volume {
     /// to wait for that.
     async fn warm(&self, copies: &[CopiedChunk]) -> Result<(), VolumeError> {
         let Blocks::Head(map) = self.shared.reader.blocks() else { return Ok(()) };
-        let foreign = copies.iter().filter(|copy| copy.from.segment.volume != self.id());
-        let blocks: Vec<Range<u64>> =
-            foreign.map(|copy| copy.chunk.lba..copy.chunk.lba + u64::from(copy.chunk.blocks)).collect();
         let failed = |reason| VolumeError::Map { volume: self.id(), reason: Arc::new(reason) };
-        map.warm(&blocks).await.map_err(failed)
+        for CopiedChunk { chunk, .. } in copies.iter().filter(|copy| copy.from.segment.volume != self.id()) {
+            map.lookup(chunk.lba..chunk.lba + u64::from(chunk.blocks)).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Makes a bulk write visible in one record that also does `ops`, and waits for a checkpoint that covers it.

@@ -324,30 +324,28 @@ impl Work {
                 return Merging::Failed;
             }
         }
-        match self.without_forgotten(map).await {
-            Ok(without) => *map = without,
-            Err(error) => {
-                tracing::warn!(%volume, %error, "the map still names ancestors that are copied");
-                return Merging::Failed;
-            }
+        if let Err(error) = self.forget_in(map).await {
+            tracing::warn!(%volume, %error, "the map still names ancestors that are copied");
+            return Merging::Failed;
         }
         Merging::Done(compactor)
     }
 
-    /// What `map` says, with less that names the ancestors to be forgotten; in the end without their names.
-    async fn without_forgotten(&self, map: &StoredMap) -> Result<StoredMap, MapError> {
+    /// Leaves less in `map` that names the ancestors to be forgotten, and in the end not their names either.
+    async fn forget_in(&self, map: &mut StoredMap) -> Result<(), MapError> {
         let (source, forget) = (self.frozen.source(), &self.forget);
-        let mut map = map.clone();
         if forget.is_empty() {
-            return Ok(map);
+            return Ok(());
         }
-        if let Some(without) = without_pages_of(source, &map, forget).await? {
-            map = without;
+        if let Some(without) = without_pages_of(source, map, forget).await? {
+            let names_more = names_pages_of(source, &without, forget).await?;
+            *map = without;
+            if names_more {
+                return Ok(());
+            }
         }
-        if !names_pages_of(source, &map, forget).await? {
-            map.origins.retain(|origin| !forget.contains(&origin.volume));
-        }
-        Ok(map)
+        map.origins.retain(|origin| !forget.contains(&origin.volume));
+        Ok(())
     }
 }
 

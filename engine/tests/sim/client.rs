@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::buffer::{Budget, DirtyBuffer, MemoryRegion, Ring};
-use holdfast_engine::cache::{ChunkCache, MemoryCache};
+use holdfast_engine::cache::{ChunkCache, MemoryCache, Tiers};
 use holdfast_engine::codec::{Codec, DataKey, UserKey};
 use holdfast_engine::gc::{self, Rhythm};
 use holdfast_engine::host::Host;
@@ -293,11 +293,10 @@ impl Site {
         let log = self.log(&place.process);
         let (pages, lineage) = self.sources(&place.process, &log);
         // With room for nothing, or for some of what is read ahead.
-        let memory = MemoryCache::new([0, 64 << 10, 256 << 10, 1 << 20][chance.among(0..4) as usize]);
-        let cache: Arc<dyn ChunkCache> = match &place.disk {
-            Some(disk) => Arc::new(disk.open(&place.process, memory, chance)),
-            None => Arc::new(memory),
-        };
+        let memory =
+            Arc::new(MemoryCache::new([0, 64 << 10, 256 << 10, 1 << 20][chance.among(0..4) as usize]));
+        let disk = place.disk.as_ref().map(|disk| Arc::new(disk.open(&place.process, chance)));
+        let cache: Arc<dyn ChunkCache> = Arc::new(Tiers { memory, disk });
         let Some(buffer) = self.buffer(place, grant, chance).await? else { return Ok(None) };
         let buffer = Arc::new(buffer);
         let options = OpenOptions {
@@ -392,11 +391,10 @@ pub async fn use_volume(site: &Arc<Site>, place: &Place, grant: GrantId, chance:
     let opened = match site.open(place, grant, chance).await {
         Ok(opened) => opened?,
         Err(error) => {
-            site.world.note(format_args!("{name} could not open the volume: {error}"));
             // One that died in the middle of a copy may find its own torn entry, and tells nobody.
-            if let OpenError::Buffer(error) = error
-                && !place.process.is_dead()
-            {
+            place.process.live().await;
+            site.world.note(format_args!("{name} could not open the volume: {error}"));
+            if let OpenError::Buffer(error) = error {
                 site.model.violation(format!("{name}: {error}"));
             }
             return None;

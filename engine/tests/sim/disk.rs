@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::executor::block_on;
-use holdfast_engine::cache::{ChunkCache, ChunkKey, DiskCache, MemoryCache, OpenedKey};
+use holdfast_engine::cache::{ChunkCache, ChunkKey, DiskCache};
 use tempfile::TempDir;
 use tokio::task::unconstrained;
 
@@ -39,17 +39,12 @@ impl LocalDisk {
         self.cache.lock().expect("no holder panics")
     }
 
-    /// The cache, as `process` has it open behind `memory`. An earlier process is dead, or loses it.
-    pub fn open(
-        self: &Arc<Self>,
-        process: &Arc<Process>,
-        memory: MemoryCache,
-        chance: &Chance,
-    ) -> NearChunks {
+    /// The cache, as `process` has it open. An earlier process is dead, or loses it.
+    pub fn open(self: &Arc<Self>, process: &Arc<Process>, chance: &Chance) -> NearChunks {
         self.close();
         let opened = DiskCache::open(self.dir.path(), CAPACITY_BYTES);
         *self.cache() = Some(opened.expect("a cache opens whatever its files have become"));
-        NearChunks { disk: Arc::clone(self), memory, process: Arc::clone(process), chance: chance.fork() }
+        NearChunks { disk: Arc::clone(self), process: Arc::clone(process), chance: chance.fork() }
     }
 
     /// Nothing is under way: what is inserted is waited for.
@@ -126,7 +121,6 @@ fn damage(file: &File, chance: &Chance) {
 #[derive(Debug)]
 pub struct NearChunks {
     disk: Arc<LocalDisk>,
-    memory: MemoryCache,
     process: Arc<Process>,
     chance: Chance,
 }
@@ -153,17 +147,5 @@ impl ChunkCache for NearChunks {
             cache.insert(key, stored);
             block_on(unconstrained(cache.drained()));
         }
-    }
-
-    fn opened(&self, key: &OpenedKey) -> Option<Bytes> {
-        self.memory.opened(key)
-    }
-
-    fn keep_opened(&self, key: OpenedKey, blocks: &Bytes) {
-        self.memory.keep_opened(key, blocks);
-    }
-
-    fn opened_bytes_max(&self) -> u64 {
-        self.memory.opened_bytes_max()
     }
 }

@@ -195,7 +195,7 @@ impl Reached {
 
     /// The entries of the journal `name` that are on the disk for sure and that the log has never had.
     async fn unlogged(&self, name: &JournalName) -> Result<usize, String> {
-        let Ok(file) = self.space.file(&format!("{name}.journal")) else { return Ok(0) };
+        let Ok(file) = self.space.file(&name.file()) else { return Ok(0) };
         let disk = Arc::new(Copied(sectors(&file).synced()));
         let owner = Owner::of(&self.log, name.grant);
         let journal = Journal::open(disk, owner, Patience::default()).await;
@@ -209,7 +209,7 @@ impl Reached {
 
     /// The journal of this name is open: from now on it is nobody's but its grant's.
     pub fn opened(&self, name: &JournalName) {
-        if let Ok(file) = self.space.file(&format!("{name}.journal")) {
+        if let Ok(file) = self.space.file(&name.file()) {
             sectors(&file).holder = Some(name.grant);
         }
     }
