@@ -12,9 +12,12 @@
 //! Pages of the target about which the newer runs say nothing are kept as they are, and pages that they hide are
 //! dropped without being read. The oldest run needs no holes.
 //!
+//! Where a page cannot be read, the runs of that merge and all older ones are let be for a while, and only newer ones
+//! are merged: so runs do not pile up over a page that is damaged or away.
+//!
 //! # Guarantees
-//! Inputs never change: a step yields a new [`StoredMap`] that says the same. What no map needs any more the collector
-//! finds out.
+//! A map says the same after a step, also after one that failed. Runs never change; what no map needs any more the
+//! collector finds out.
 //!
 //! # Crash behaviour
 //! New pages that no root names are garbage of this session. How far a merge came is remembered by [`Compactor`]
@@ -33,6 +36,8 @@ use super::{MapError, MapPart, PageSource, RunRef, StoredMap};
 pub struct Compactor {
     /// By how many runs are older than the target: where its merge goes on. Newer runs come and go, older ones stay.
     unfinished: BTreeMap<usize, u64>,
+    /// So many of the oldest runs are let be, since a merge into the newest of them failed.
+    failed: usize,
 }
 
 /// A run has so many times as many entries as all newer ones together.
@@ -54,43 +59,67 @@ impl Compactor {
         self.unfinished.entry(0).or_insert(0);
     }
 
-    /// Merges what is worth it, reading and writing about `budget_pages` pages at most. Answers the map, which says what
-    /// it said before; none if there is nothing to do.
+    /// Tries again to merge what could not be read.
+    pub fn retry(&mut self) {
+        self.failed = 0;
+    }
+
+    /// Merges what is worth it in `stored`, reading and writing about `budget_pages` pages at most. After an error further
+    /// steps keep to the runs newer than those that it was about, until [`Self::retry`].
     pub async fn step(
         &mut self,
         source: &Arc<dyn PageSource>,
-        stored: &StoredMap,
+        stored: &mut StoredMap,
         budget_pages: usize,
-    ) -> Result<Option<StoredMap>, MapError> {
-        let mut unfinished = self.unfinished.clone();
-        let mut runs = stored.runs.clone();
+    ) -> Result<(), MapError> {
+        let runs = &mut stored.runs;
         let mut left = budget_pages;
         while left > 0
-            && let Some(target) = next_target(&runs, &unfinished, left)
+            && let Some(target) = self.next_target(runs, left)
         {
             let older = runs.len() - 1 - target;
             let merge = Merge {
                 reading: Reading::sequential(source.clone()),
                 group: &runs[..=target],
-                from: unfinished.get(&older).copied().unwrap_or(0),
+                from: self.unfinished.get(&older).copied().unwrap_or(0),
                 oldest: older == 0,
                 budget: left,
             };
-            let merged = merge.run().await?;
+            let merged = merge.run().await.inspect_err(|_| self.failed = older + 1)?;
             left = left.saturating_sub(merged.pages.max(1));
             // What stands above the target is numbered anew if a run vanished.
             let grew_shorter = merged.newer.len() < target || merged.target.is_none();
-            unfinished.retain(|at, _| *at < older || *at > older && !grew_shorter);
+            self.unfinished.retain(|at, _| *at < older || *at > older && !grew_shorter);
             if let (Some(reached), Some(_)) = (merged.reached, &merged.target) {
-                unfinished.insert(older, reached);
+                self.unfinished.insert(older, reached);
             }
             runs.splice(..=target, merged.newer.into_iter().chain(merged.target));
         }
-        self.unfinished = unfinished;
-        if runs == stored.runs {
-            return Ok(None);
+        Ok(())
+    }
+
+    /// Which run to merge all newer ones into. The largest group that fits the budget and has reason to be merged; if
+    /// none does, the newest run with a reason.
+    fn next_target(&self, runs: &[RunRef], budget: usize) -> Option<usize> {
+        let (mut newer, mut newer_entries) = (0, 0);
+        let mut newest = None;
+        let mut fits = None;
+        for (at, run) in runs.iter().enumerate().take(runs.len().saturating_sub(self.failed)) {
+            let entries = run.entries().max(ENTRIES_MIN);
+            let is_small = entries < RATIO * newer_entries;
+            let wanted = at > 0 && (is_small || self.unfinished.contains_key(&(runs.len() - 1 - at)));
+            newer += run.pages();
+            newer_entries += entries;
+            if wanted {
+                newest = newest.or(Some(at));
+                if newer <= budget {
+                    fits = Some(at);
+                }
+            } else if fits.is_some() {
+                break;
+            }
         }
-        Ok(Some(StoredMap { runs, origins: stored.origins.clone() }))
+        fits.or(newest)
     }
 }
 
@@ -107,30 +136,6 @@ pub(super) async fn merge_neighbours(
     let merge = Merge { reading, group: &group, from: 0, oldest, budget: usize::MAX };
     // Without a budget nothing is left of the newer one.
     Ok(merge.run().await?.target)
-}
-
-/// Which run to merge all newer ones into. The largest group that fits the budget and has reason to be merged; if
-/// none does, the newest run with a reason.
-fn next_target(runs: &[RunRef], unfinished: &BTreeMap<usize, u64>, budget: usize) -> Option<usize> {
-    let (mut newer, mut newer_entries) = (0, 0);
-    let mut newest = None;
-    let mut fits = None;
-    for (at, run) in runs.iter().enumerate() {
-        let entries = run.entries().max(ENTRIES_MIN);
-        let is_small = entries < RATIO * newer_entries;
-        let wanted = at > 0 && (is_small || unfinished.contains_key(&(runs.len() - 1 - at)));
-        newer += run.pages();
-        newer_entries += entries;
-        if wanted {
-            newest = newest.or(Some(at));
-            if newer <= budget {
-                fits = Some(at);
-            }
-        } else if fits.is_some() {
-            break;
-        }
-    }
-    fits.or(newest)
 }
 
 /// Merging the newer runs of a group into the oldest, from a block on, as far as the budget goes.

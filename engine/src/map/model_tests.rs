@@ -186,7 +186,7 @@ impl World {
 
         let before = self.source.written();
         let groups = stored.runs.len();
-        stored = self.compactor.step(&self.pages, &stored, budget).await.unwrap().unwrap_or(stored);
+        self.compactor.step(&self.pages, &mut stored, budget).await.unwrap();
         let written = self.source.written() - before;
         assert!(written <= 4 * budget + 4 * groups, "{written} written, {budget} allowed");
         assert!(self.map.replace(&frozen, &stored));
@@ -524,12 +524,12 @@ fn a_diff_steps_over_what_both_maps_share() {
         let old = map.freeze();
         map.apply(&[Op::Write { extents: vec![extent(8_000, 4, 2, 0, 0), hole(20_000, 3)] }]).await.unwrap();
         let frozen = map.freeze();
-        let stored = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
+        let mut merged = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
         let pages = Arc::clone(old.source());
         let mut compactor = Compactor::default();
         compactor.request_full_merge();
         let before = source.written();
-        let merged = compactor.step(&pages, &stored, 1_000).await.unwrap().unwrap();
+        compactor.step(&pages, &mut merged, 1_000).await.unwrap();
         assert_eq!(merged.runs.len(), 1, "merged into one run");
         assert!(source.written() - before < 30, "only what changed is rewritten");
 
@@ -570,11 +570,7 @@ fn runs_stay_few_under_random_writes_and_merging_keeps_pace() {
             checkpointed += checkpoint.pages();
             stored = checkpoint.stored(&frozen).unwrap();
             let before = source.written();
-            if let Some(compacted) =
-                compactor.step(&pages, &stored, Compactor::budget(checkpoint.pages())).await.unwrap()
-            {
-                stored = compacted;
-            }
+            compactor.step(&pages, &mut stored, Compactor::budget(checkpoint.pages())).await.unwrap();
             rewritten += source.written() - before;
             most_runs = most_runs.max(stored.runs.len());
         }
@@ -583,6 +579,46 @@ fn runs_stay_few_under_random_writes_and_merging_keeps_pace() {
         assert!(most_runs <= 10, "{most_runs} runs");
         let amplification = rewritten as f64 / checkpointed as f64;
         assert!(amplification < 16.0, "each page was rewritten {amplification} times");
+    });
+}
+
+#[test]
+fn runs_stay_few_over_pages_that_cannot_be_read() {
+    run(async {
+        let source = MemorySource::with_small_pages();
+        let pages: Arc<dyn PageSource> = source.clone();
+        let map = Map::empty(pages.clone());
+        let mut model = Model::empty(BLOCKS as usize);
+        let mut write = async |extents: Vec<Extent>| {
+            extents.iter().for_each(|extent| model.write(extent));
+            map.apply(&[Op::Write { extents }]).await.unwrap();
+            let frozen = map.freeze();
+            let stored = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
+            (frozen, stored, model.clone())
+        };
+        let (frozen, stored, _) = write((0..30).map(|n| extent(n * 17, 16, n, 0, 0)).collect()).await;
+        assert!(map.replace(&frozen, &stored));
+        let away = source.objects();
+        away.iter().for_each(|object| source.damage(*object, 40));
+
+        let mut compactor = Compactor::default();
+        let (mut failures, mut most_runs) = (0, 0);
+        for n in 0..200 {
+            let (frozen, mut stored, _) = write(vec![extent(n * 37 % BLOCKS, 1, 100 + n, 0, 0)]).await;
+            failures += usize::from(compactor.step(&pages, &mut stored, 100).await.is_err());
+            most_runs = most_runs.max(stored.runs.len());
+            assert!(map.replace(&frozen, &stored));
+        }
+        assert_eq!(failures, 1, "what failed is let be");
+        assert!(most_runs <= 8, "{most_runs} runs");
+
+        away.iter().for_each(|object| source.damage(*object, 40));
+        compactor.retry();
+        let (_, mut stored, model) = write(vec![extent(0, 1, 99, 0, 0)]).await;
+        compactor.step(&pages, &mut stored, 1_000).await.unwrap();
+        assert_eq!(stored.runs.len(), 1, "read again, merged again");
+        let said = MapView::from_stored(pages, &stored).lookup(0..BLOCKS).await.unwrap();
+        assert_eq!(Model::of(0..BLOCKS, &said), model);
     });
 }
 
@@ -620,7 +656,7 @@ fn pages_that_stay_keep_few_of_those_that_went() {
             let mut stored = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
             let mut compactor = Compactor::default();
             compactor.request_full_merge();
-            stored = compactor.step(&pages, &stored, 1_000).await.unwrap().unwrap_or(stored);
+            compactor.step(&pages, &mut stored, 1_000).await.unwrap();
             assert_eq!(stored.runs.len(), 1);
             kept.push(pages_kept(&pages, &stored).await);
             assert!(map.replace(&frozen, &stored));
@@ -645,10 +681,10 @@ fn a_discarded_volume_has_an_empty_map_in_the_end() {
         world.step(Step::Checkpoint { budget: 0, racing: false, reopen: true }).await;
         world.step(Step::Write(vec![hole(0, BLOCKS as u32)])).await;
         let frozen = world.map.freeze();
-        let stored = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
+        let mut merged = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
         let mut compactor = Compactor::default();
         compactor.request_full_merge();
-        let merged = compactor.step(&world.pages, &stored, 1_000).await.unwrap().unwrap();
+        compactor.step(&world.pages, &mut merged, 1_000).await.unwrap();
         assert_eq!(merged, StoredMap::default());
     });
 }
@@ -664,10 +700,10 @@ fn a_lookup_racing_with_compaction_asks_again() {
         let mut lookup = Box::pin(world.map.lookup(0..BLOCKS));
         assert!(lookup.as_mut().now_or_never().is_none());
         let frozen = world.map.freeze();
-        let stored = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
+        let mut merged = Checkpoint::write(&[&frozen]).await.unwrap().stored(&frozen).unwrap();
         let mut compactor = Compactor::default();
         compactor.request_full_merge();
-        let merged = compactor.step(&world.pages, &stored, 1_000).await.unwrap().unwrap();
+        compactor.step(&world.pages, &mut merged, 1_000).await.unwrap();
         assert!(world.map.replace(&frozen, &merged));
         assert!(world.delete_unnamed(&merged).await > 0);
         assert_eq!(Model::of(0..BLOCKS, &lookup.await.unwrap()), world.model);

@@ -4,8 +4,9 @@
 //! - A root names only objects that are durable already.
 //! - No root passes a snapshot whose map is missing: the snapshot's map is written first, by the session that took the
 //!   snapshot or by the one whose replay found it missing.
-//! - A checkpoint writes what changed without reading the map. Merging, which reads it, may fail: the map stays as it is
-//!   then. So neither damage nor an archive that is away, of whose map a restored volume's is made, stands in the way.
+//! - A checkpoint writes what changed without reading the map. Merging, which reads it, may fail: what cannot be read
+//!   stays as it is then. So neither damage nor an archive that is away, of whose map a restored volume's is made, stands
+//!   in the way.
 //!
 //! # Crash behaviour
 //! A checkpoint that failed may have put its root, or its put may still land: nobody can tell. So the number is not
@@ -36,8 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The pause after a checkpoint that failed, so that one which fails at once does not fill the store with pages.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// How long checkpoints write the map as it is after a merge that failed: it tries for minutes to read what an archive does
-/// not give, and whoever takes a snapshot waits for it.
+/// How long checkpoints let be what a merge could not read: it tries for minutes to read what an archive does not give, and
+/// whoever takes a snapshot waits for it.
 const MERGE_PAUSE: Duration = Duration::from_secs(300);
 
 /// A checkpoint that is durable.
@@ -47,16 +48,9 @@ pub(super) struct Done {
     frozen: MapView,
     stored: StoredMap,
     snapshots: BTreeMap<SnapshotId, ObjectId>,
-    merging: Merging,
-}
-
-/// What a checkpoint did to keep the runs few.
-#[derive(Debug)]
-enum Merging {
-    Done(Compactor),
-    Failed,
-    /// Nothing, since it failed a while ago.
-    Rests,
+    compactor: Compactor,
+    /// Whether all of the map that had to be read for merging was.
+    merged: bool,
 }
 
 /// When to take checkpoints, and what the collector must know of them.
@@ -77,7 +71,7 @@ pub(super) struct Checkpointer {
     snapshots: BTreeMap<SnapshotId, MapView>,
     running: Option<JoinHandle<Result<Done, LogError>>>,
     compactor: Compactor,
-    /// When to merge again, after a failure.
+    /// When to merge again what could not be read.
     merge_at: Option<Instant>,
     /// The root that the session's replay began with: all later records were seen.
     seen_after: RecordNumber,
@@ -198,18 +192,20 @@ impl Checkpointer {
         self.tried = number;
         let frozen = map.freeze();
         let named = frozen.origins().iter().map(|origin| origin.volume);
-        let rests = self.merge_at.is_some_and(|at| Instant::now() < at);
+        if self.merge_at.is_some_and(|at| Instant::now() >= at) {
+            self.merge_at = None;
+            self.compactor.retry();
+        }
         let work = Work {
             log: self.log.clone(),
             session: self.session,
             number,
             control: control.clone(),
-            forget: named.filter(|volume| hydrated.contains(volume)).collect(),
+            forget: named.filter(|volume| self.merge_at.is_none() && hydrated.contains(volume)).collect(),
             frozen,
             snapshots: self.snapshots.clone(),
         };
-        let compactor = (!rests).then(|| self.compactor.clone());
-        self.running = Some(tokio::spawn(work.run(compactor, Instant::now() + PATIENCE)));
+        self.running = Some(tokio::spawn(work.run(self.compactor.clone(), Instant::now() + PATIENCE)));
     }
 
     /// Waits for the running checkpoint; for ever if none is. May be dropped and called again.
@@ -235,10 +231,9 @@ impl Checkpointer {
             return Err(Over::Broken { reason: "a checkpoint does not fit the map it was made from".into() });
         }
         self.root = done.number;
-        match done.merging {
-            Merging::Done(compactor) => self.compactor = compactor,
-            Merging::Failed => self.merge_at = Some(Instant::now() + MERGE_PAUSE),
-            Merging::Rests => {}
+        self.compactor = done.compactor;
+        if !done.merged {
+            self.merge_at = Some(Instant::now() + MERGE_PAUSE);
         }
         for (snapshot, map) in done.snapshots {
             self.snapshots.remove(&snapshot);
@@ -265,7 +260,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(mut self, compactor: Option<Compactor>, deadline: Instant) -> Result<Done, LogError> {
+    async fn run(mut self, mut compactor: Compactor, deadline: Instant) -> Result<Done, LogError> {
         let views: Vec<&MapView> = self.snapshots.values().chain([&self.frozen]).collect();
         let written = Checkpoint::write(&views).await?;
         let mut snapshots = BTreeMap::new();
@@ -285,10 +280,11 @@ impl Work {
             snapshots.insert(*snapshot, id);
         }
         let mut map = stored(&written, &self.frozen)?;
-        let merging = match compactor {
-            Some(compactor) => self.merge(compactor, &mut map, Compactor::budget(written.pages())).await,
-            None => Merging::Rests,
-        };
+        let merged = self.merge(&mut compactor, &mut map, Compactor::budget(written.pages())).await;
+        if let Err(error) = &merged {
+            let volume = self.log.volume;
+            tracing::warn!(%volume, %error, "a part of the map is checkpointed as it is: merging it waits");
+        }
         let root = Root {
             volume: self.log.volume,
             id: random_id(&self.log.env),
@@ -306,29 +302,23 @@ impl Work {
                 return Err(LogError::Overtaken { volume: root.volume, number: root.number });
             }
         }
-        Ok(Done { number: root.number, frozen: self.frozen, stored: root.map, snapshots, merging })
+        let (frozen, stored, merged) = (self.frozen, root.map, merged.is_ok());
+        Ok(Done { number: root.number, frozen, stored, snapshots, compactor, merged })
     }
 
     /// Merges runs of `map`, and rids it of ancestors. Where that needs what cannot be read the map stays as it is: no
     /// checkpoint fails for it.
-    async fn merge(&self, mut compactor: Compactor, map: &mut StoredMap, budget: usize) -> Merging {
-        let volume = self.log.volume;
+    async fn merge(
+        &self,
+        compactor: &mut Compactor,
+        map: &mut StoredMap,
+        budget: usize,
+    ) -> Result<(), MapError> {
         if !self.forget.is_empty() {
             compactor.request_full_merge();
         }
-        match compactor.step(self.frozen.source(), map, budget).await {
-            Ok(Some(merged)) => *map = merged,
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%volume, %error, "the map is checkpointed as it is: merging waits");
-                return Merging::Failed;
-            }
-        }
-        if let Err(error) = self.forget_in(map).await {
-            tracing::warn!(%volume, %error, "the map still names ancestors that are copied");
-            return Merging::Failed;
-        }
-        Merging::Done(compactor)
+        compactor.step(self.frozen.source(), map, budget).await?;
+        self.forget_in(map).await
     }
 
     /// Leaves less in `map` that names the ancestors to be forgotten, and in the end not their names either.
