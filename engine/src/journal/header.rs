@@ -13,6 +13,8 @@ const SLOTS: u64 = 2;
 
 /// Where the frames begin.
 pub(super) const FRAMES_START: u64 = SLOTS * BLOCK_BYTES;
+/// What [`Header::decode`] looks at: the slots, and where the very first frame begins.
+pub(super) const START_BYTES: u64 = FRAMES_START + BLOCK_BYTES;
 
 /// A place between two frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,13 +69,14 @@ impl Header {
         (self.generation % SLOTS * BLOCK_BYTES, block.into())
     }
 
-    /// Reads both slots: the first [`FRAMES_START`] bytes.
-    pub fn decode(mut slots: Bytes) -> Found {
-        let second = slots.split_off(BLOCK_BYTES as usize);
+    /// Reads both slots: `first` are the first [`START_BYTES`].
+    pub fn decode(mut first: Bytes) -> Found {
+        let frame = first.split_off(FRAMES_START as usize);
+        let second = first.split_off(BLOCK_BYTES as usize);
         // The very first header goes to the second slot. Were it torn, no frame was ever written.
-        let was_new = slots.iter().all(|byte| *byte == 0);
+        let was_new = first.iter().chain(&frame).all(|byte| *byte == 0);
         let newest =
-            [slots, second].into_iter().filter_map(decode).max_by_key(|(header, _)| header.generation);
+            [first, second].into_iter().filter_map(decode).max_by_key(|(header, _)| header.generation);
         match newest {
             Some((header, VERSION)) => Found::Header(header),
             Some(_) => Found::Newer,

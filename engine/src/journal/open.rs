@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::header::{FRAMES_START, Found, Header, Place};
+use super::header::{FRAMES_START, Found, Header, Place, START_BYTES};
 use super::{
     JOURNAL_BYTES_MIN, Journal, JournalDisk, JournalError, Laid, Owner, Patience, Progress, Shared, State,
     laid_bytes, writer,
@@ -67,8 +67,8 @@ impl Journal {
         if disk.len_bytes() < JOURNAL_BYTES_MIN {
             return Err(JournalError::TooSmall { len_bytes: disk.len_bytes() });
         }
-        let headers = in_time(patience.disk, disk.read(0, FRAMES_START as usize)).await.map_err(failed)?;
-        let header = match Header::decode(headers) {
+        let first = in_time(patience.disk, disk.read(0, START_BYTES as usize)).await.map_err(failed)?;
+        let header = match Header::decode(first) {
             Found::Empty => {
                 Header { volume, grant: owner.grant, generation: 0, tail: Place::default(), freed: 0 }
             }

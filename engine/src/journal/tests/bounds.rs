@@ -197,6 +197,21 @@ async fn damaged_headers_and_strange_ciphers_are_errors() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_only_header_that_is_damaged_hides_no_frames() {
+    let disk = FakeDisk::new(DISK_BYTES);
+    drop(open(&disk).await);
+    disk.overwrite(BLOCK_BYTES as usize + 20, &[0xff; 8]);
+    // It was torn when the journal was made.
+    let buffer = bound(&disk, memory(), 0).await;
+    buffer.append(&write(1, 1)).unwrap();
+    assert!(buffer.persist(1).await);
+    drop(buffer);
+    disk.overwrite(BLOCK_BYTES as usize + 20, &[0xff; 8]);
+    let error = refused(&disk, owner(None)).await;
+    assert!(matches!(error, JournalError::Damaged { volume: VOLUME }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_a_key_nothing_readable_lies_on_the_disk() {
     let disk = FakeDisk::new(DISK_BYTES);
     let key = || Some(DataKey::new([3; 32]));
