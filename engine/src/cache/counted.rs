@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::stats::add;
-use super::{ChunkCache, ChunkKey, OpenedKey};
+use super::{AheadRoom, ChunkCache, ChunkKey, OpenedKey};
 
 /// Chunks, and their bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,8 +92,8 @@ impl ChunkCache for CountedCache {
         self.shared.keep_opened(key, blocks);
     }
 
-    fn opened_bytes_max(&self) -> u64 {
-        self.shared.opened_bytes_max()
+    fn ahead(&self) -> Option<Arc<AheadRoom>> {
+        self.shared.ahead()
     }
 }
 

@@ -1,15 +1,18 @@
 //! The tier in memory: the chunks used last, open, up to a number of bytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 use super::stats::{Counters, add};
-use super::{CacheStats, ChunkCache, OpenedKey};
+use super::{AheadRoom, CacheStats, ChunkCache, OpenedKey};
 
 /// What an entry costs beyond its bytes, roughly: so that many tiny chunks are bounded too.
 const ENTRY_OVERHEAD_BYTES: u64 = 192;
+
+/// What is read ahead may take one of so many parts: the rest is for what is read again.
+const AHEAD_PARTS: u64 = 4;
 
 /// Chunks in memory; the one used longest ago goes first.
 #[derive(Debug)]
@@ -17,6 +20,7 @@ pub struct MemoryCache {
     capacity_bytes: u64,
     chunks: Mutex<Chunks>,
     counters: Counters,
+    ahead: Arc<AheadRoom>,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +68,8 @@ impl Chunks {
 impl MemoryCache {
     /// A cache of up to `capacity_bytes`.
     pub fn new(capacity_bytes: u64) -> Self {
-        Self { capacity_bytes, chunks: Mutex::default(), counters: Counters::default() }
+        let ahead = Arc::new(AheadRoom::new(capacity_bytes / AHEAD_PARTS));
+        Self { capacity_bytes, chunks: Mutex::default(), counters: Counters::default(), ahead }
     }
 
     /// What it has done and holds.
@@ -100,8 +105,8 @@ impl ChunkCache for MemoryCache {
         }
     }
 
-    fn opened_bytes_max(&self) -> u64 {
-        self.capacity_bytes
+    fn ahead(&self) -> Option<Arc<AheadRoom>> {
+        Some(Arc::clone(&self.ahead))
     }
 }
 

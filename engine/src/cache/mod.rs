@@ -7,6 +7,7 @@
 //! before the other. One of them serves all volumes of a process; [`CountedCache`] counts what one volume has of it.
 //! That a chunk which many wait for is fetched once is the reader's business.
 
+mod ahead;
 mod counted;
 mod disk;
 mod memory;
@@ -16,10 +17,12 @@ mod tiers;
 mod unkept;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use ahead::{AheadReader, AheadRoom};
 pub use counted::{Count, CountedCache, VolumeCacheStats};
 pub use disk::{CacheError, DiskCache};
 pub use memory::MemoryCache;
@@ -67,8 +70,8 @@ pub trait ChunkCache: Send + Sync + Debug {
     /// Keeps the blocks of a chunk that has been opened, if there is room. Never waits.
     fn keep_opened(&self, _key: OpenedKey, _blocks: &Bytes) {}
 
-    /// Bytes of opened chunks that it keeps at most: nothing should be read far ahead of its use that goes before.
-    fn opened_bytes_max(&self) -> u64 {
-        0
+    /// What may be read ahead into it; none if what it keeps would be gone before it is used.
+    fn ahead(&self) -> Option<Arc<AheadRoom>> {
+        None
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ChunkCache, ChunkKey, DiskCache, MemoryCache, OpenedKey};
+use super::{AheadRoom, ChunkCache, ChunkKey, DiskCache, MemoryCache, OpenedKey};
 
 /// Opened chunks in memory, before sealed ones on the disk, if there is one.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ impl<D: ChunkCache> ChunkCache for Tiers<D> {
         self.memory.keep_opened(key, blocks);
     }
 
-    fn opened_bytes_max(&self) -> u64 {
-        self.memory.opened_bytes_max()
+    fn ahead(&self) -> Option<Arc<AheadRoom>> {
+        self.memory.ahead()
     }
 }
 

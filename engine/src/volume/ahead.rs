@@ -6,14 +6,14 @@
 //! nothing but their own chunks.
 //!
 //! # Guarantees
-//! - A volume never asks for more ahead of its readers than a share of the cache, however many streams there are. So
-//!   its streams do not throw out what was read ahead for each other, and memory is bounded. Those of several volumes,
-//!   which share the cache, may.
+//! - All volumes together never ask for more ahead of their readers than a part of the cache, which all streams share
+//!   ([`AheadRoom`]): they do not throw out what was read ahead for each other, and memory is bounded.
 //! - A failure to read ahead is nobody's failure: the read that needs the block asks for it again and says why.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cache::{AheadReader, AheadRoom};
 use crate::ids::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 
 /// Streams of one volume.
@@ -30,7 +30,7 @@ pub struct AheadLimits {
     pub jump_blocks: u64,
     /// Blocks that a stream has passed before it is read ahead of.
     pub long_blocks: u64,
-    /// The farthest that is read ahead, in blocks.
+    /// The farthest that a stream is read ahead, in blocks.
     pub window_blocks: u64,
     /// Blocks that are asked for at once, when the window is large.
     pub step_blocks: u64,
@@ -52,8 +52,8 @@ impl Default for AheadLimits {
 #[derive(Debug)]
 pub(super) struct ReadAhead {
     limits: AheadLimits,
-    /// What may be under way or unused of all streams together.
-    window_blocks: u64,
+    /// Its share of what may be under way or unused; none where that is too little for any stream.
+    reader: Option<AheadReader>,
     streams: Mutex<Streams>,
 }
 
@@ -80,24 +80,22 @@ struct Stream {
 }
 
 impl ReadAhead {
-    /// For a volume that may have `bytes` under way or unused.
-    pub(super) fn new(limits: AheadLimits, bytes: u64) -> Self {
-        let window_blocks = (bytes / BLOCK_BYTES).min(limits.window_blocks);
-        Self { limits, window_blocks, streams: Mutex::default() }
+    /// For a volume that shares `room`.
+    pub(super) fn new(limits: AheadLimits, room: Option<Arc<AheadRoom>>) -> Self {
+        let room = room.filter(|room| room.bytes() >= 2 * limits.long_blocks * BLOCK_BYTES);
+        Self { limits, reader: room.map(AheadRoom::reader), streams: Mutex::default() }
     }
 
     /// Notes a read of the blocks `from..to`; answers which blocks should be read ahead now.
     pub(super) fn passes(&self, from: u64, to: u64) -> Option<Range<u64>> {
-        if self.window_blocks < 2 * self.limits.long_blocks {
-            return None;
-        }
+        let reader = self.reader.as_ref()?;
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.pass(from, to, &self.limits, self.window_blocks)
+        streams.pass(from, to, &self.limits, reader)
     }
 }
 
 impl Streams {
-    fn pass(&mut self, from: u64, to: u64, limits: &AheadLimits, window_blocks: u64) -> Option<Range<u64>> {
+    fn pass(&mut self, from: u64, to: u64, limits: &AheadLimits, reader: &AheadReader) -> Option<Range<u64>> {
         self.reads += 1;
         let now = self.reads;
         let joined = self.known.iter_mut().filter(|stream| stream.is_joined_by(from, to, limits));
@@ -116,7 +114,7 @@ impl Streams {
         let is_live = |stream: &&Stream| stream.is_long(limits) && now - stream.used < RECENT_READS;
         let live = self.known.iter().filter(is_live).count().max(1) as u64;
         let stream = self.known.iter_mut().find(|stream| stream.next == next && stream.used == now)?;
-        stream.ahead(limits, window_blocks / live)
+        stream.ahead(limits, limits.window_blocks.min(reader.share_bytes(live) / BLOCK_BYTES))
     }
 
     /// The stream used longest ago makes room.
@@ -176,8 +174,13 @@ mod tests {
     const WINDOW_BLOCKS: u64 = 32 * MIB;
     const STEP_BLOCKS: u64 = 4 * MIB;
 
+    /// Of a volume that has so many bytes of a cache alone.
+    fn within(limits: AheadLimits, bytes: u64) -> ReadAhead {
+        ReadAhead::new(limits, Some(Arc::new(AheadRoom::new(bytes))))
+    }
+
     fn reading() -> ReadAhead {
-        ReadAhead::new(AheadLimits::default(), 32 << 20)
+        within(AheadLimits::default(), 32 << 20)
     }
 
     /// Passes `reads` over a volume and collects what is asked for.
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn a_window_of_less_than_a_chunk_asks_for_nothing_that_was_read() {
         let limits = AheadLimits { jump_blocks: 4, long_blocks: 1, window_blocks: 2, step_blocks: 8 };
-        let ahead = ReadAhead::new(limits, 2 * BLOCK_BYTES);
+        let ahead = within(limits, 2 * BLOCK_BYTES);
         for at in 0..200 {
             // The second stream leaves each of them one block.
             for from in [at, 1000 + at] {
@@ -267,8 +270,25 @@ mod tests {
     }
 
     #[test]
+    fn streams_of_several_volumes_share_what_a_cache_has_for_them() {
+        let room = Arc::new(AheadRoom::new(32 << 20));
+        let volumes: Vec<ReadAhead> =
+            (0..4).map(|_| ReadAhead::new(AheadLimits::default(), Some(Arc::clone(&room)))).collect();
+        let mut farthest = 0;
+        for at in (0..128 * MIB).step_by(128) {
+            for volume in &volumes {
+                let range = volume.passes(at, at + 128);
+                let reach = if at < 32 * MIB { WINDOW_BLOCKS } else { WINDOW_BLOCKS / 4 };
+                assert!(range.as_ref().is_none_or(|range| range.end <= at + 128 + reach));
+                farthest = farthest.max(range.map_or(0, |range| range.end));
+            }
+        }
+        assert!(farthest >= 128 * MIB, "only up to {farthest}");
+    }
+
+    #[test]
     fn a_small_cache_is_not_read_ahead_into() {
-        let ahead = ReadAhead::new(AheadLimits::default(), 256 << 10);
+        let ahead = within(AheadLimits::default(), 256 << 10);
         assert_eq!(blocks(&asked(&ahead, (0..1000).map(|n| n * 32..n * 32 + 32))), 0);
     }
 }

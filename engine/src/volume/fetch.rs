@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::cache::{ChunkCache, ChunkKey, OpenedKey, Unkept};
+use crate::cache::{AheadRoom, ChunkCache, ChunkKey, OpenedKey, Unkept};
 use crate::codec::{self, CodecError};
 use crate::env::Env;
 use crate::ids::{BLOCK_BYTES, VolumeId};
@@ -164,9 +164,9 @@ impl Fetcher {
         self.lineage.source(volume)
     }
 
-    /// Bytes that may be read ahead of their use: what the cache keeps is for others too.
-    pub(super) fn ahead_bytes(&self) -> u64 {
-        self.cache.opened_bytes_max() / 4
+    /// What may be read ahead of its use.
+    pub(super) fn ahead(&self) -> Option<Arc<AheadRoom>> {
+        self.cache.ahead()
     }
 
     /// The decoded chunks (all their blocks) that `locations` lie in, by [`whole`] chunk.

@@ -63,14 +63,14 @@ pub struct BlockReader {
 impl BlockReader {
     /// Reads what `blocks` names through `fetcher`.
     pub fn new(volume: VolumeId, blocks: Blocks, fetcher: Fetcher) -> Self {
-        let ahead = Arc::new(ReadAhead::new(AheadLimits::default(), fetcher.ahead_bytes()));
+        let ahead = Arc::new(ReadAhead::new(AheadLimits::default(), fetcher.ahead()));
         let permits = Arc::new(Semaphore::new(AHEAD_PARALLEL));
         Self { volume, blocks, fetcher, ahead, permits, present: None, found: Arc::default() }
     }
 
     /// The same, read ahead of its readers as `limits` say.
     pub fn reading_ahead(self, limits: AheadLimits) -> Self {
-        Self { ahead: Arc::new(ReadAhead::new(limits, self.fetcher.ahead_bytes())), ..self }
+        Self { ahead: Arc::new(ReadAhead::new(limits, self.fetcher.ahead())), ..self }
     }
 
     /// The same, for a moment whose map is found anew by `present` when something that it names is gone.
