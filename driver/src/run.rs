@@ -19,6 +19,7 @@ use holdfast_engine::journal::{Journals, JournalsError, Patience};
 use holdfast_engine::pool::Access;
 use holdfast_engine::volume::Pace;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Server;
@@ -54,6 +55,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const LOAD_LIMIT: Duration = Duration::from_secs(3);
 /// How long calls may go on after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(20);
+/// Rounds of garbage collection at once: each has some tens of MiB in memory.
+const COLLECTIONS: usize = 4;
 /// Memory for chunks.
 const CHUNK_MEMORY_BYTES: u64 = 128 << 20;
 
@@ -200,6 +203,7 @@ pub async fn node(args: NodeArgs) -> Result<(), RunError> {
         journals,
         outage: Duration::from_secs(outage_seconds),
         hydration: Arc::new(Pace::new(hydrate_bytes_per_second)),
+        collections: Arc::new(Semaphore::new(COLLECTIONS)),
         incidents: incidents.clone(),
     }));
     let counted = (PoolMetrics { pools: pools.clone() }, VolumeMetrics { volumes: Arc::clone(&volumes) });

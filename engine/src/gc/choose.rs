@@ -9,7 +9,7 @@
 //! of them. A round moves about twice what was written since the last one.
 //!
 //! What snapshots name is rewritten only where that gives back twice what new maps for all snapshots take, unless it is
-//! small. What a pinned snapshot names stays.
+//! small. What a pinned snapshot names stays, and what was found damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +50,8 @@ pub(super) struct Bounds<'a> {
     pub held: RecordNumber,
     /// Written since the last round.
     pub written_bytes: u64,
+    /// Segments that were found damaged.
+    pub damaged: &'a BTreeSet<ObjectId>,
     pub limits: &'a Limits,
 }
 
@@ -81,9 +83,10 @@ impl Choice {
 
 /// The segments to rewrite.
 pub(super) fn choose(needed: &Needed, bounds: Bounds<'_>) -> BTreeMap<ObjectId, Usage> {
-    let Bounds { covered, held, written_bytes, limits } = bounds;
+    let Bounds { covered, held, written_bytes, damaged, limits } = bounds;
     let free = |(id, usage): &(&ObjectId, &Usage)| {
-        usage.birth <= covered && usage.size_bytes > 0 && !needed.pinned.contains(id)
+        let stays = needed.pinned.contains(id) || damaged.contains(id);
+        usage.birth <= covered && usage.size_bytes > 0 && !stays
     };
     let mut segments: Vec<(&ObjectId, &Usage)> = needed.used.iter().filter(free).collect();
     let stored_bytes: u64 = segments.iter().map(|(_, usage)| usage.size_bytes).sum();
@@ -144,7 +147,8 @@ mod tests {
         }
         let limits = Limits { segment_bytes, ..Limits::default() };
         let (covered, held) = (RecordNumber(1000), RecordNumber(1000));
-        choose(&needed, Bounds { covered, held, written_bytes: 0, limits: &limits }).len()
+        let damaged = &BTreeSet::new();
+        choose(&needed, Bounds { covered, held, written_bytes: 0, damaged, limits: &limits }).len()
     }
 
     #[test]

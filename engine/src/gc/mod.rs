@@ -35,17 +35,21 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use detached::{Detached, collect_detached};
 pub use error::GcError;
 pub use reclaim::reclaim;
 
-use crate::ids::RecordNumber;
+use crate::ids::{ObjectId, RecordNumber};
 use crate::volume::{Volume, VolumeError, Work};
 use differences::Differences;
+use relocate::Known;
 use sweep::Sweeper;
 
 /// When a round is due.
@@ -88,6 +92,8 @@ pub struct Collector {
     volume: Volume,
     sweeper: Sweeper,
     differences: Differences,
+    /// Segments that could not be moved since they are damaged. They stay where they are.
+    damaged: BTreeSet<ObjectId>,
     /// What the session had written when the last round ended.
     seen: Work,
     /// Up to here maps of snapshots may have been switched; none until the first round.
@@ -98,7 +104,8 @@ impl Collector {
     /// A collector for an open volume. One session has one.
     pub fn new(volume: Volume) -> Self {
         let (sweeper, differences) = (Sweeper::new(volume.clone()), Differences::default());
-        Self { volume, sweeper, differences, seen: Work::default(), switched: None }
+        let (damaged, seen) = (BTreeSet::new(), Work::default());
+        Self { volume, sweeper, differences, damaged, seen, switched: None }
     }
 
     /// One round.
@@ -110,8 +117,8 @@ impl Collector {
         let switched = *self.switched.get_or_insert(swept.newest);
         let newest = swept.cut.control.snapshots.keys().next_back();
         let held = newest.map_or(RecordNumber(0), |newest| switched.max(RecordNumber(newest.0)));
-        let relocated =
-            relocate::relocate(&self.volume, &mut swept, &mut self.differences, held, written_bytes).await?;
+        let known = Known { differences: &mut self.differences, damaged: &mut self.damaged };
+        let relocated = relocate::relocate(&self.volume, &mut swept, known, held, written_bytes).await?;
         self.switched = self.switched.max(relocated.switched);
         // What the round itself has written calls for no other; snapshots deleted meanwhile do.
         self.seen = Work { deletions: begun.deletions, ..self.volume.work() };
@@ -127,8 +134,9 @@ fn after_grace(grace: Duration) -> Instant {
     Instant::now() + grace + grace / 16
 }
 
-/// Collects an open volume's garbage until its session is over; the answer says why it is.
-pub async fn maintain(volume: Volume, rhythm: Rhythm) -> VolumeError {
+/// Collects an open volume's garbage until its session is over; the answer says why it is. Each round waits for a permit of
+/// `turns`: what rounds have in memory is bounded by how many of a process's volumes make one at once.
+pub async fn maintain(volume: Volume, rhythm: Rhythm, turns: Arc<Semaphore>) -> VolumeError {
     let mut collector = Collector::new(volume.clone());
     let mut again: Option<Instant> = None;
     let mut bytes = rhythm.bytes;
@@ -153,7 +161,10 @@ pub async fn maintain(volume: Volume, rhythm: Rhythm) -> VolumeError {
             }
             Err(over) => return over,
         }
-        match collector.round().await {
+        let turn = turns.acquire().await;
+        let round = collector.round().await;
+        drop(turn);
+        match round {
             Ok(round) => {
                 tracing::debug!(volume = %volume.id(), ?round, "collected garbage");
                 bytes = rhythm.bytes.max(round.live_bytes / PROPORTION);

@@ -3,7 +3,8 @@
 //!
 //! # Guarantees
 //! A move applies only where the map still names the source, so newer data stays. Copies keep the session and the
-//! place in the write order of the original. What a pinned snapshot names is not moved.
+//! place in the write order of the original. What a pinned snapshot names is not moved, and neither is what lies in a
+//! damaged segment, which does not keep the others from being moved.
 //!
 //! # Cost
 //! Segments are read one after the other, neighbouring chunks with one request. In memory stand the places of the
@@ -12,9 +13,10 @@
 //! # Crash behaviour
 //! Copies that no record and no map names are garbage of the session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::GcError;
@@ -47,26 +49,35 @@ pub(super) struct Relocated {
     pub switched: Option<RecordNumber>,
 }
 
+/// What a session's collector knows from its earlier rounds.
+pub(super) struct Known<'a> {
+    pub differences: &'a mut Differences,
+    /// Segments that were found damaged.
+    pub damaged: &'a mut BTreeSet<ObjectId>,
+}
+
 /// Moves what is worth it after `written_bytes` were written since the last round. Snapshots name nothing that was born
 /// after `held`.
 pub(super) async fn relocate(
     volume: &Volume,
     swept: &mut Swept,
-    differences: &mut Differences,
+    known: Known<'_>,
     held: RecordNumber,
     written_bytes: u64,
 ) -> Result<Relocated, GcError> {
+    let Known { differences, damaged } = known;
     let limits = volume.limits();
     // The map of a snapshot that was taken this very moment is not written yet. It waits for the next round.
     if !swept.cut.unmapped.is_empty() {
         return Ok(Relocated::default());
     }
-    let chosen = choose(&swept.needed, Bounds { covered: swept.covered, held, written_bytes, limits });
+    let bounds = Bounds { covered: swept.covered, held, written_bytes, damaged, limits };
+    let chosen = choose(&swept.needed, bounds);
     if chosen.is_empty() {
         return Ok(Relocated::default());
     }
     let mut gather = Gather::new(volume.id(), names(&swept.cut.head, &swept.needed.snapshots), &chosen);
-    let mut mover = Mover::new(volume);
+    let mut mover = Mover::new(volume, damaged);
     let mut switched = None;
     let mut newest = swept.cut.control.snapshots.keys().next_back().copied().unwrap_or(SnapshotId(0));
     while let Some(pieces) = gather.next().await? {
@@ -140,12 +151,20 @@ struct Mover<'a> {
     bytes: u64,
     /// What was committed.
     moves: Vec<Move>,
+    damaged: &'a mut BTreeSet<ObjectId>,
+}
+
+/// Chunks, and who wrote them, by the segment and the place in it.
+#[derive(Default)]
+struct Read {
+    chunks: BTreeMap<Location, Bytes>,
+    writers: BTreeMap<(ObjectId, u32), Writer>,
 }
 
 impl<'a> Mover<'a> {
-    fn new(volume: &'a Volume) -> Self {
+    fn new(volume: &'a Volume, damaged: &'a mut BTreeSet<ObjectId>) -> Self {
         let bulk = volume.bulk(volume.session());
-        Self { volume, bulk, step: Step::default(), bytes: 0, moves: Vec::new() }
+        Self { volume, bulk, step: Step::default(), bytes: 0, moves: Vec::new(), damaged }
     }
 
     /// Copies the pieces, and commits: what the head needs, segment by segment in the order of their births, so that
@@ -175,9 +194,7 @@ impl<'a> Mover<'a> {
     }
 
     async fn copy_batch(&mut self, mut extents: Vec<Extent>, in_head: bool) -> Result<(), GcError> {
-        let locations: Vec<Location> = extents.iter().filter_map(|extent| extent.location).collect();
-        let chunks = self.volume.reader().fetcher().unkept().chunks(&locations).await?;
-        let writers = writers(self.volume, &locations).await?;
+        let Read { chunks, writers } = self.read(&mut extents).await?;
         extents.sort_by_key(|extent| extent.lba);
         for extent in extents {
             let Some(location) = extent.location else { continue };
@@ -197,6 +214,31 @@ impl<'a> Mover<'a> {
         Ok(())
     }
 
+    /// What `extents` lie in, segment by segment. Those in segments that turn out to be damaged are left out.
+    async fn read(&mut self, extents: &mut Vec<Extent>) -> Result<Read, GcError> {
+        match read(self.volume, extents).await {
+            Err(GcError::Fetch(error)) if error.is_damage() => {}
+            outcome => return outcome,
+        }
+        let segment = |extent: &Extent| extent.location.map(|location| location.segment.id);
+        let mut all = Read::default();
+        for neighbours in extents.chunk_by(|one, next| segment(one) == segment(next)) {
+            match read(self.volume, neighbours).await {
+                Ok(found) => {
+                    all.chunks.extend(found.chunks);
+                    all.writers.extend(found.writers);
+                }
+                Err(GcError::Fetch(error)) if error.is_damage() => {
+                    tracing::warn!(volume = %self.volume.id(), %error, "a damaged segment stays where it is");
+                    self.damaged.extend(neighbours.first().and_then(segment));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        extents.retain(|extent| segment(extent).is_some_and(|id| !self.damaged.contains(&id)));
+        Ok(all)
+    }
+
     async fn commit(&mut self) -> Result<(), GcError> {
         if self.step.moves == 0 {
             return Ok(());
@@ -206,6 +248,13 @@ impl<'a> Mover<'a> {
         self.moves.extend(self.volume.commit_relocation(bulk).await?);
         Ok(())
     }
+}
+
+async fn read(volume: &Volume, extents: &[Extent]) -> Result<Read, GcError> {
+    let locations: Vec<Location> = extents.iter().filter_map(|extent| extent.location).collect();
+    let chunks = volume.reader().fetcher().unkept().chunks(&locations).await?;
+    let writers = writers(volume, &locations).await?;
+    Ok(Read { chunks, writers })
 }
 
 /// Who wrote the chunks of the segments that `locations` lie in.

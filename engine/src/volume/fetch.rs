@@ -63,6 +63,16 @@ pub enum FetchError {
     UnknownAncestor(#[from] UnknownAncestor),
 }
 
+impl FetchError {
+    /// Whether the data itself is damaged or gone; else asking again, or with other pools loaded, may help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Gone { .. } | Self::Codec(_) | Self::Short { .. } => true,
+            Self::Store(_) | Self::UnknownAncestor(_) => false,
+        }
+    }
+}
+
 /// The chunks that a request has brought, opened. One that is damaged is so for those who want it.
 type Opened = BTreeMap<ChunkKey, Result<Bytes, FetchError>>;
 

@@ -20,7 +20,7 @@ use holdfast_engine::volume::{
     AheadLimits, FetchError, Hydrate, Hydration, Limits, OpenError, OpenOptions, Over, Volume, VolumeError,
     hydrate,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::chance::{self, Chance};
@@ -436,7 +436,8 @@ impl Client<'_> {
 
     /// Collects garbage.
     async fn collect(&self, rhythm: Rhythm) {
-        let over = gc::maintain(self.volume().clone(), rhythm).await;
+        let turns = Arc::new(Semaphore::new(1));
+        let over = gc::maintain(self.volume().clone(), rhythm, turns).await;
         self.place.process.live().await;
         self.goes_on("collect", &over);
     }

@@ -1,11 +1,13 @@
 //! Databases that flush after every block: thousands of records with a little data each.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::gc::{Rhythm, maintain};
 use holdfast_engine::ids::BLOCK_BYTES;
 use holdfast_engine::log::Op;
+use tokio::sync::Semaphore;
 
 use crate::model::{Model, Pattern, check};
 use crate::volume::Site;
@@ -25,7 +27,7 @@ async fn neither_objects_nor_opening_grow_with_the_number_of_flushes() {
     let grant = site.grant().await;
     let volume = site.open(grant).await;
     let rhythm = Rhythm { bytes: 1 << 20, records: 1000 };
-    let collecting = tokio::spawn(maintain(volume.clone(), rhythm));
+    let collecting = tokio::spawn(maintain(volume.clone(), rhythm, Arc::new(Semaphore::new(1))));
     let mut model = Model::new(Pattern::Skewed, BLOCKS);
     let mut snapshots = VecDeque::new();
     let mut objects = 0;

@@ -17,6 +17,7 @@ use holdfast_engine::snapshot;
 use holdfast_engine::volume::{Limits, OpenOptions, Volume};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::model::{Model, Pattern, check};
@@ -155,7 +156,7 @@ impl Soak {
     /// Fills the volume, overwrites until it is steady, and measures while it overwrites more.
     pub async fn run(mut self) -> Measured {
         let rhythm = Rhythm { bytes: 1 << 20, records: 4096 };
-        let collecting = tokio::spawn(maintain(self.volume.clone(), rhythm));
+        let collecting = tokio::spawn(maintain(self.volume.clone(), rhythm, Arc::new(Semaphore::new(1))));
         for lba in 0..self.blocks {
             self.write(lba).await;
         }

@@ -10,6 +10,7 @@ use holdfast_engine::gc::{Rhythm, maintain};
 use holdfast_engine::host::{Found, Host, HostError, OpenAs};
 use holdfast_engine::journal::Journals;
 use holdfast_engine::volume::{Fetcher, Limits, OpenError, Pace};
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::{OpenVolume, ReadOnlyVolume, Served};
@@ -47,6 +48,8 @@ pub struct Parts {
     pub outage: Duration,
     /// How fast restored volumes are copied from their archives.
     pub hydration: Arc<Pace>,
+    /// Rounds of garbage collection that are made at once.
+    pub collections: Arc<Semaphore>,
     /// What befalls volumes.
     pub incidents: Incidents,
 }
@@ -129,9 +132,9 @@ impl Parts {
         let mut hydration = None;
         if let Served::Writer(writer, _) = &served {
             hydration = found.map(|found| self.hydrate(handle, writer, found));
-            let writer = writer.clone();
+            let collecting = maintain(writer.clone(), Rhythm::default(), Arc::clone(&self.collections));
             tokio::spawn(async move {
-                let over = maintain(writer, Rhythm::default()).await;
+                let over = collecting.await;
                 tracing::debug!(volume = %handle, %over, "garbage is collected no longer");
             });
         }

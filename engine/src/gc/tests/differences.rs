@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::scene::{BLOCKS, Gate, Scene, deadline};
 use crate::gc::{Collector, Rhythm, maintain};
 use crate::ids::{BLOCK_BYTES, ObjectId};
@@ -118,7 +120,7 @@ async fn what_a_deleted_snapshot_held_is_given_back_though_nothing_is_written() 
     scene.write(&volume, 0..BLOCKS).await;
     volume.flush().await.unwrap();
     let rhythm = Rhythm { bytes: u64::MAX, records: u64::MAX };
-    let collecting = tokio::spawn(maintain(volume.clone(), rhythm));
+    let collecting = tokio::spawn(maintain(volume.clone(), rhythm, Arc::new(Semaphore::new(1))));
     volume.append(vec![Op::DeleteSnapshot { snapshot }], false).await.unwrap();
     // Time goes on when nobody has anything to do.
     tokio::time::sleep(Duration::from_secs(1)).await;

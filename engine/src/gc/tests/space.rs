@@ -1,25 +1,35 @@
 //! How much room a volume takes.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
 use super::scene::{BLOCKS, Scene};
 use crate::gc::Collector;
 use crate::ids::BLOCK_BYTES;
 use crate::pool::layout;
+use crate::store::Store;
+use crate::volume::Volume;
 
 /// Overwrites at random, some way over the volume's size, with rounds in between.
+async fn churn(scene: &mut Scene, volume: &Volume, collector: &mut Collector, flush_every: usize) {
+    for _ in 0..12 {
+        scene.scatter(volume, 256, flush_every).await;
+        collector.round().await.unwrap();
+    }
+    for _ in 0..3 {
+        collector.round().await.unwrap();
+    }
+}
+
 async fn churned(flush_every: usize) -> Scene {
     let mut scene = Scene::new().await;
     let grant = scene.grant("a").await;
     let volume = scene.open(grant).await;
     let mut collector = Collector::new(volume.clone());
     scene.write(&volume, 0..BLOCKS).await;
-    for _ in 0..12 {
-        scene.scatter(&volume, 256, flush_every).await;
-        collector.round().await.unwrap();
-    }
+    churn(&mut scene, &volume, &mut collector, flush_every).await;
     scene.check(&volume).await;
-    for _ in 0..3 {
-        collector.round().await.unwrap();
-    }
     volume.abandon();
     scene.check_reopened(grant).await;
     scene
@@ -42,6 +52,35 @@ async fn data_that_travelled_in_many_records_is_gathered() {
 }
 
 #[tokio::test]
+async fn room_is_given_back_though_some_segments_are_damaged() {
+    let mut scene = Scene::new().await;
+    let grant = scene.grant("a").await;
+    let volume = scene.open(grant).await;
+    scene.write(&volume, 0..BLOCKS).await;
+    volume.flush().await.unwrap();
+    let mut damaged = BTreeMap::new();
+    for key in scene.segments().await.into_iter().step_by(8) {
+        let body = scene.store.get(&key).await.unwrap();
+        scene.store.delete(&key).await.unwrap();
+        scene.store.put_if_absent(&key, Bytes::from(vec![0; body.len()])).await.unwrap();
+        damaged.insert(key, body);
+    }
+    assert!(damaged.len() > 2, "{} segments", damaged.len());
+    let mut collector = Collector::new(volume.clone());
+    churn(&mut scene, &volume, &mut collector, 64).await;
+    let sound = scene.listed("").await.into_iter().filter(|listed| !damaged.contains_key(&listed.key));
+    let (stored, live) = (sound.map(|listed| listed.size_bytes).sum::<u64>(), BLOCKS * BLOCK_BYTES);
+    assert!(stored * 2 <= live * 3, "{stored} bytes are stored for {live} live ones");
+    // Who mends them finds all that the head names.
+    for (key, body) in damaged {
+        scene.store.delete(&key).await.unwrap();
+        scene.store.put_if_absent(&key, body).await.unwrap();
+    }
+    volume.abandon();
+    scene.check_reopened(grant).await;
+}
+
+#[tokio::test]
 async fn copies_keep_the_session_and_the_order_of_what_they_copy() {
     let mut scene = Scene::new().await;
     let first = scene.open(scene.grant("a").await).await;
@@ -61,7 +100,7 @@ async fn copies_keep_the_session_and_the_order_of_what_they_copy() {
     let extents = volume.frozen().unwrap().lookup(56..64).await.unwrap();
     let segment = extents[0].location.unwrap().segment;
     let key = layout::segment(scene.log.volume, segment.id);
-    let body = crate::store::Store::get(&scene.store, &key).await.unwrap();
+    let body = scene.store.get(&key).await.unwrap();
     let table =
         crate::codec::decode_segment_table(&body, scene.log.volume, segment.id, scene.log.key.as_ref())
             .unwrap();

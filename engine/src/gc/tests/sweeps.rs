@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::scene::{BLOCKS, Scene, content, deadline};
 use crate::codec::{self, Chunks, Codec, Identity};
 use crate::gc::{Collector, Rhythm, maintain};
@@ -276,12 +278,34 @@ async fn fences_of_revoked_grants_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_round_waits_for_its_turn() {
+    let mut scene = Scene::new().await;
+    let volume = scene.open(scene.grant("a").await).await;
+    let turns = Arc::new(Semaphore::new(1));
+    let turn = turns.acquire().await.unwrap();
+    let rhythm = Rhythm { bytes: 1 << 20, records: 1000 };
+    let task = tokio::spawn(maintain(volume.clone(), rhythm, Arc::clone(&turns)));
+    for _ in 0..4 {
+        scene.write(&volume, 0..BLOCKS).await;
+        volume.flush().await.unwrap();
+    }
+    // Time goes on when nobody has anything to do.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let live = BLOCKS * BLOCK_BYTES;
+    assert!(scene.stored_bytes().await > live * 3, "another volume's round is not over");
+    drop(turn);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(scene.stored_bytes().await < live * 3 / 2);
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_volume_makes_no_requests_once_its_garbage_is_gone() {
     let mut scene = Scene::new().await;
     let gate = super::scene::Gate::new(&scene.store, usize::MAX, "");
     let volume = scene.open_through(gate.clone() as Arc<dyn Store>, scene.grant("a").await).await;
     let rhythm = Rhythm { bytes: 1 << 20, records: 1000 };
-    let task = tokio::spawn(maintain(volume.clone(), rhythm));
+    let task = tokio::spawn(maintain(volume.clone(), rhythm, Arc::new(Semaphore::new(1))));
     for _ in 0..4 {
         scene.write(&volume, 0..BLOCKS).await;
         volume.flush().await.unwrap();
