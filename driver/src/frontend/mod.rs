@@ -16,6 +16,7 @@ pub mod connection;
 pub mod device;
 pub mod incarnation;
 pub mod memory;
+mod parked;
 pub mod region;
 pub mod session;
 pub mod slots;

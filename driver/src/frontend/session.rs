@@ -7,7 +7,7 @@
 //!
 //! # Expected flow
 //! Each queue has a thread that takes a free slot, waits for a request, and polls its service once. Most end
-//! there (a cached read, a write into the dirty buffer); the rest moves to the runtime and the thread goes on.
+//! there (a cached read, a write into the dirty buffer); the rest waits ([`super::parked`]) and the thread goes on.
 //! At most [`SLOT_COUNT`](super::slots::SLOT_COUNT) requests are served at once.
 //!
 //! # Guarantees
@@ -28,7 +28,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -41,6 +40,7 @@ use tokio_util::task::TaskTracker;
 use super::abi::{self, Agreed, DISK_NAME, DISK_NODE, Header, ROOT_NODE, Request};
 use super::connection;
 use super::device::{BlockDevice, DeviceError};
+use super::parked;
 use super::slots::{Slot, Slots};
 
 /// An idle volume gives its slots' memory back after one to two of these.
@@ -210,11 +210,7 @@ impl Shared {
                 },
             }
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let mut service = Box::pin(self.clone().serve(slot, queue));
-            // A service that does not end at once is polled again by the runtime, with a waker of its own.
-            if service.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                runtime.spawn(service);
-            }
+            parked::begin(Box::pin(self.clone().serve(slot, queue)), runtime);
         }
     }
 
