@@ -66,7 +66,7 @@ pub(super) async fn switch(
 ) -> Result<Option<RecordNumber>, GcError> {
     let before: Vec<ObjectId> = snapshots.iter().map(|held| held.map.id).collect();
     let maps = snapshots.iter().map(|held| &held.map.map);
-    let mut restater = Restater::new(cut.head.source().clone(), moves, maps);
+    let mut restater = Restater::new(cut.head.source().clone(), volume.id(), moves, maps);
     let mut switched = None;
     for batch in snapshots.chunks_mut(SWITCHES_MAX) {
         let mut ops = Vec::new();

@@ -3,13 +3,14 @@
 //! # Guarantees
 //! - Everything that the session of the [`Cut`] can reach, and everything that the two newest roots and the snapshots
 //!   reach, is marked. Only the volume's own objects: an ancestor's are its own collector's business.
-//! - The head, the newest root and the snapshots are read in full or the marking fails.
+//! - The head, the newest root and the snapshots are read in full or the marking fails. Ancestors' pages are not read: they
+//!   name nothing of the volume's own.
 //! - What a pinned snapshot reaches is known as such.
 //!
 //! # Cost
-//! Every page of the head is read once, and once those of the newest pinned snapshot. Of each other snapshot only what
-//! differs from the next newer one is read: what a snapshot names and its successor does not; and that once, not in each
-//! round ([`super::differences`]). In memory stand about a hundred bytes for each segment and record with data, 16 for
+//! Every page of the head that is the volume's own is read once, and once those of the newest pinned snapshot. Of each
+//! other snapshot only what differs from the next newer one is read: what a snapshot names and its successor does not; and
+//! that once, not in each round ([`super::differences`]). In memory stand about a hundred bytes for each segment and record with data, 16 for
 //! each page (twice that for those in use), and the list of runs of each snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +73,8 @@ pub(super) struct Needed {
 pub(super) struct Mark<'a> {
     log: &'a Log,
     cut: &'a Cut,
+    /// The head, as the volume's own pages have it. So are all maps here.
+    head: MapView,
     deadline: Instant,
     differences: &'a mut Differences,
     pub needed: Needed,
@@ -105,6 +108,7 @@ impl<'a> Mark<'a> {
         let mut mark = Self {
             log,
             cut,
+            head: cut.head.of_own_pages(log.volume),
             deadline,
             differences,
             needed: Needed::default(),
@@ -114,7 +118,7 @@ impl<'a> Mark<'a> {
         };
         mark.head().await?;
         for view in &cut.unmapped {
-            mark.difference(None, &cut.head, view, As::Older).await?;
+            mark.difference(None, &mark.head.clone(), &view.of_own_pages(log.volume), As::Older).await?;
         }
         mark.snapshots(pinned).await?;
         mark.own_objects();
@@ -134,8 +138,8 @@ impl<'a> Mark<'a> {
     }
 
     async fn head(&mut self) -> Result<(), MapError> {
-        add_map_objects(&self.cut.head, &mut self.objects).await?;
-        let mut walk = Walk::new(&self.cut.head);
+        add_map_objects(&self.head, &mut self.objects).await?;
+        let mut walk = Walk::new(&self.head);
         while let Some(extents) = walk.next().await? {
             extents.iter().for_each(|extent| self.needed.note_used(self.log.volume, extent, false));
         }
@@ -145,7 +149,7 @@ impl<'a> Mark<'a> {
     /// The snapshots, newest first: those without a pin as what differs from the next newer one, or the head; those
     /// with one in full, since all they name stays where it is.
     async fn snapshots(&mut self, pinned: &BTreeSet<SnapshotId>) -> Result<(), GcError> {
-        let (mut newer, mut newer_id) = (self.cut.head.clone(), None);
+        let (mut newer, mut newer_id) = (self.head.clone(), None);
         let mut newer_pinned: Option<(MapView, ObjectId)> = None;
         for (id, found) in self.cut.control.snapshots.iter().rev() {
             let Some(map) = found.map else { continue };
@@ -173,7 +177,7 @@ impl<'a> Mark<'a> {
     async fn root(&mut self, number: RecordNumber) -> Result<(), GcError> {
         let root = self.log.root(number, self.deadline).await?;
         let root = root.ok_or(GcError::Overtaken { volume: self.log.volume })?;
-        self.difference(None, &self.cut.head, &self.view(&root.map), As::Older).await?;
+        self.difference(None, &self.head.clone(), &self.view(&root.map), As::Older).await?;
         self.snapshots_of(&root.control).await
     }
 
@@ -228,11 +232,11 @@ impl<'a> Mark<'a> {
     }
 
     fn view(&self, map: &StoredMap) -> MapView {
-        MapView::from_stored(self.cut.head.source().clone(), map)
+        MapView::from_stored(self.head.source().clone(), map)
     }
 
     async fn against_present(&mut self, id: SnapshotId, map: &StoredMap, needed: As) -> Result<(), GcError> {
-        let present = self.present.get(&id).unwrap_or(&self.cut.head).clone();
+        let present = self.present.get(&id).unwrap_or(&self.head).clone();
         self.difference(None, &present, &self.view(map), needed).await?;
         Ok(())
     }

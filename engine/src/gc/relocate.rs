@@ -76,7 +76,8 @@ pub(super) async fn relocate(
     if chosen.is_empty() {
         return Ok(Relocated::default());
     }
-    let mut gather = Gather::new(volume.id(), names(&swept.cut.head, &swept.needed.snapshots), &chosen);
+    let head = swept.cut.head.of_own_pages(volume.id());
+    let mut gather = Gather::new(volume.id(), names(&head, &swept.needed.snapshots), &chosen);
     let mut mover = Mover::new(volume, damaged);
     let mut switched = None;
     let mut newest = swept.cut.control.snapshots.keys().next_back().copied().unwrap_or(SnapshotId(0));
@@ -214,7 +215,7 @@ impl<'a> Mover<'a> {
         Ok(())
     }
 
-    /// What `extents` lie in, segment by segment. Those in segments that turn out to be damaged are left out.
+    /// What `extents`, segment by segment, lie in. Those in segments that turn out to be damaged are left out of them.
     async fn read(&mut self, extents: &mut Vec<Extent>) -> Result<Read, GcError> {
         match read(self.volume, extents).await {
             Err(GcError::Fetch(error)) if error.is_damage() => {}
@@ -250,6 +251,7 @@ impl<'a> Mover<'a> {
     }
 }
 
+/// What `extents` lie in.
 async fn read(volume: &Volume, extents: &[Extent]) -> Result<Read, GcError> {
     let locations: Vec<Location> = extents.iter().filter_map(|extent| extent.location).collect();
     let chunks = volume.reader().fetcher().unkept().chunks(&locations).await?;

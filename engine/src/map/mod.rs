@@ -16,6 +16,7 @@ mod extents;
 mod forget;
 mod head;
 mod memtable;
+mod own;
 mod packed;
 mod page;
 mod restate;

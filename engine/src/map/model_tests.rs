@@ -220,7 +220,8 @@ impl World {
             .iter()
             .map(|(view, _)| view.to_stored().expect("a checkpoint came before"))
             .collect();
-        let mut restater = Restater::new(self.pages.clone(), moved.values().copied().collect(), &stored);
+        let mut restater =
+            Restater::new(self.pages.clone(), VOLUME, moved.values().copied().collect(), &stored);
         let before: Vec<Vec<Extent>> = self.differences().await;
         for (view, model) in &mut self.snapshots {
             let stored = view.to_stored().expect("a checkpoint came before");

@@ -51,6 +51,11 @@ impl LoadedPage {
         Ok(Self { first_lba, entries, segments: segments.share(&names) })
     }
 
+    /// A page that says nothing, which no store has.
+    pub(super) fn silent() -> Self {
+        Self { first_lba: 0, entries: [].into(), segments: [].into() }
+    }
+
     /// The extents that overlap `range`, cut to it, in order.
     pub fn extents(&self, range: Range<u64>) -> impl Iterator<Item = Extent> {
         let first = self.entries.partition_point(|entry| self.end(entry) <= range.start);

@@ -21,9 +21,10 @@ use std::sync::Arc;
 
 use super::compact::merge_neighbours;
 use super::cursor::{Reading, RunCursor};
+use super::own::own_pages;
 use super::run::{RunWriter, run_of};
 use super::{Extent, MapError, MapPart, PageSource, RunRef, StoredMap};
-use crate::ids::CHUNK_BLOCKS_MAX;
+use crate::ids::{CHUNK_BLOCKS_MAX, VolumeId};
 use crate::log::Move;
 
 /// Runs of a restated map at most.
@@ -36,6 +37,8 @@ type RunName = Vec<MapPart>;
 #[derive(Debug)]
 pub struct Restater {
     source: Arc<dyn PageSource>,
+    /// The volume whose data was moved.
+    volume: VolumeId,
     /// By the blocks; several may concern a block, of which maps name different versions.
     moves: Vec<Move>,
     patches: BTreeMap<RunName, Option<RunRef>>,
@@ -46,9 +49,10 @@ pub struct Restater {
 }
 
 impl Restater {
-    /// For these moves, and `maps` that are going to be restated.
+    /// For these moves of data of `volume`, and `maps` that are going to be restated.
     pub fn new<'a>(
         source: Arc<dyn PageSource>,
+        volume: VolumeId,
         mut moves: Vec<Move>,
         maps: impl IntoIterator<Item = &'a StoredMap>,
     ) -> Self {
@@ -57,7 +61,7 @@ impl Restater {
         for run in maps.into_iter().flat_map(|map| &map.runs) {
             *sharers.entry(name(run)).or_default() += 1;
         }
-        Self { source, moves, patches: BTreeMap::new(), sharers, merged: BTreeMap::new() }
+        Self { source, volume, moves, patches: BTreeMap::new(), sharers, merged: BTreeMap::new() }
     }
 
     /// The moves, in order of the blocks.
@@ -96,7 +100,8 @@ impl Restater {
     }
 
     async fn write_patch(&self, run: &RunRef) -> Result<Option<RunRef>, MapError> {
-        let reading = Reading::scan(self.source.clone());
+        // Others name nothing that was moved.
+        let reading = Reading::scan(own_pages(&self.source, self.volume));
         let mut cursor = RunCursor::new(Arc::new(run.clone()));
         let mut writer = RunWriter::new(self.source.clone());
         let mut found = Vec::new();

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cursor::{LayerCursor, MapCursor, Reading, with_holes};
+use super::own::own_pages;
 use super::{Extent, MapError, Memtable, Origin, PageSource, RunRef, StoredMap};
+use crate::ids::VolumeId;
 
 /// A layer of the map: hides the older ones where it says anything.
 #[derive(Debug, Clone)]
@@ -95,6 +97,11 @@ impl MapView {
     /// These layers instead, newest first.
     pub(super) fn with_layers(&self, layers: Vec<Layer>) -> Self {
         Self { layers: layers.into(), ..self.clone() }
+    }
+
+    /// What the pages of `volume` itself say of it; see [`super::own`].
+    pub(crate) fn of_own_pages(&self, volume: VolumeId) -> Self {
+        Self { source: own_pages(&self.source, volume), ..self.clone() }
     }
 
     /// The same view below newer layers (newest first).

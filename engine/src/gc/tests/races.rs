@@ -3,16 +3,13 @@
 use std::sync::Arc;
 
 use super::scene::{BLOCKS, Gate, Scene, deadline, host};
-use crate::buffer::MemoryBuffer;
-use crate::codec::Codec;
-use crate::control::{ControlError, CreateVolume, SourceSnapshot, publish};
+use super::source::Source;
+use crate::control::ControlError;
 use crate::gc::Collector;
-use crate::host::{Host, OpenAs};
-use crate::ids::{BLOCK_BYTES, SnapshotId};
-use crate::log::{GrantMode, Op};
-use crate::pool::{NewVolume, Pool, layout};
-use crate::store::{Memory, Store};
-use crate::volume::Volume;
+use crate::host::Host;
+use crate::ids::BLOCK_BYTES;
+use crate::pool::{Pool, layout};
+use crate::store::Store;
 
 /// A volume with garbage that a first round has found, and its collector, whose calls pass a gate.
 async fn prepared(stop_at: usize) -> (Scene, Arc<Gate>, Collector) {
@@ -137,65 +134,6 @@ async fn writes_snapshots_and_rounds_at_once_lose_nothing() {
     assert_eq!(scene.model.len() as u64, BLOCKS);
     volume.abandon();
     scene.check_reopened(grant).await;
-}
-
-/// A volume in a pool with a snapshot that nothing but itself keeps, and its collector.
-struct Source {
-    scene: Scene,
-    volume: Volume,
-    snapshot: SnapshotId,
-    collector: Collector,
-    /// What the snapshot holds.
-    model: Vec<u64>,
-}
-
-impl Source {
-    async fn new() -> Self {
-        let store = Memory::default();
-        let (pool, _) = host(Arc::new(store.clone())).await;
-        let mut scene = Scene::unencrypted(store).await;
-        let new = NewVolume {
-            name: "source".into(),
-            size_bytes: BLOCKS * BLOCK_BYTES,
-            parents: Vec::new(),
-            codec: Codec::Raw,
-            parameters: Default::default(),
-        };
-        pool.create_volume_json(scene.log.volume, &new, deadline()).await.unwrap();
-        let volume = scene.open(scene.grant("a").await).await;
-        scene.write(&volume, 0..64).await;
-        let snapshot = volume.snapshot("s", "").await.unwrap();
-        let model = scene.model.clone();
-        scene.write(&volume, 0..64).await;
-        volume.flush().await.unwrap();
-        let collector = Collector::new(volume.clone());
-        Self { scene, volume, snapshot, collector, model }
-    }
-
-    /// Deletes the snapshot, and everything that nothing else needs.
-    async fn forget(&mut self) {
-        self.volume.append(vec![Op::DeleteSnapshot { snapshot: self.snapshot }], false).await.unwrap();
-        for _ in 0..4 {
-            self.collector.round().await.unwrap();
-        }
-    }
-}
-
-impl Source {
-    /// A clone of the snapshot.
-    fn clone_in(&self, pool: &Arc<Pool>) -> CreateVolume {
-        CreateVolume {
-            name: "clone".into(),
-            size_bytes: BLOCKS * BLOCK_BYTES,
-            source: Some(SourceSnapshot {
-                pool: Arc::clone(pool),
-                volume: self.scene.log.volume,
-                snapshot: self.snapshot,
-            }),
-            codec: Codec::Raw,
-            parameters: Default::default(),
-        }
-    }
 }
 
 /// The calls that open the pool.
@@ -323,11 +261,7 @@ async fn a_clone_has_all_that_its_snapshot_had_or_is_not_made_wherever_its_maker
         };
         made += 1;
         let (pool, host) = host(Arc::new(source.scene.store.clone())).await;
-        let found = host.find(&pool, clone, deadline()).await.unwrap();
-        let grant = publish(&found.log, "b", GrantMode::ReadWrite, deadline()).await.unwrap();
-        let buffer = Arc::new(MemoryBuffer::new(1 << 20));
-        let open = OpenAs { grant, endpoint: String::new(), buffer, limits: source.scene.limits.clone() };
-        let opened = host.open(&found, open, deadline()).await.unwrap();
+        let opened = source.opened(&host, &pool, clone).await;
         source.scene.model = std::mem::take(&mut source.model);
         source.scene.check(&opened).await;
         if !arrived {

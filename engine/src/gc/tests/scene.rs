@@ -206,7 +206,8 @@ impl Scene {
     }
 }
 
-fn check_blocks(read: &[u8], model: &[u64]) {
+/// Fails unless `read` holds these versions of the blocks.
+pub fn check_blocks(read: &[u8], model: &[u64]) {
     for (lba, version) in model.iter().enumerate() {
         let at = lba * BLOCK_BYTES as usize;
         let same = read[at..at + BLOCK_BYTES as usize] == content(lba as u64, *version)[..];
