@@ -41,6 +41,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "licences", about: "dependencies: licences, sources, bans", run: licences::check },
     Stage { name: "chart", about: "chart and examples against Kubernetes' schemas", run: chart::check },
     Stage { name: "unit", about: "unit, property and simulation tests", run: code::unit },
+    Stage { name: "mutations", about: "rules left out: do the tests notice?", run: crate::mutate::some },
     Stage { name: "sanity", about: "the conformance suite of CSI", run: conformance },
     Stage { name: "stores", about: "engine and volumes on real object stores", run: real_stores::check },
     Stage { name: "scenarios", about: "what users do, on a kind cluster", run: crate::e2e::all },
