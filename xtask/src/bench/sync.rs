@@ -20,7 +20,7 @@ pub const LINES: [Line; 3] = [
         against: "one put to that store",
         unit: Unit::Seconds,
         goal: Goal::RatioAtMost(1.3),
-        cause: "The write and the fsync are two requests that cross the loop device and FUSE before the put begins.",
+        cause: "The write and the fsync are two requests that cross the loop device and FUSE before the put begins; and where ext4 has no journal, making the put's file steps over each inode that was deleted near it in the last minutes.",
     },
     Line {
         what: "4 KiB write with fsync, Ceph, `remote`",
