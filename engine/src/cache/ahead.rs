@@ -54,11 +54,6 @@ pub struct AheadReader {
 }
 
 impl AheadReader {
-    /// The room that it shares.
-    pub fn room(&self) -> &AheadRoom {
-        &self.room
-    }
-
     /// What each of this reader's `streams` may have ahead of it now, in bytes.
     pub fn share_bytes(&self, streams: u64) -> u64 {
         let now = Instant::now();
