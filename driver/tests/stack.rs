@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -249,7 +249,11 @@ async fn a_bind_mount_is_read_only_when_asked_and_refuses_another_source() {
 }
 
 /// Never answers a write.
-struct StuckDevice;
+#[derive(Default)]
+struct StuckDevice {
+    /// Whether one has come.
+    written: AtomicBool,
+}
 
 #[async_trait]
 impl BlockDevice for StuckDevice {
@@ -262,6 +266,7 @@ impl BlockDevice for StuckDevice {
     }
 
     async fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {
+        self.written.store(true, Ordering::Relaxed);
         std::future::pending().await
     }
 
@@ -277,7 +282,8 @@ impl BlockDevice for StuckDevice {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_volume_fails_its_waiting_writes_and_is_removed_though_in_use() {
     let node = Node::start();
-    let stack = node.front_end().create("volume", Arc::new(StuckDevice), String::new()).await.unwrap();
+    let stuck = Arc::new(StuckDevice::default());
+    let stack = node.front_end().create("volume", stuck.clone(), String::new()).await.unwrap();
     let backing = loopdev::backing_of(loopdev::number_of(&stack.loop_path()).unwrap()).unwrap().unwrap();
     let device = File::options().write(true).custom_flags(libc::O_DIRECT).open(stack.loop_path()).unwrap();
     let writer = tokio::task::spawn_blocking(move || {
@@ -287,8 +293,7 @@ async fn an_aborted_volume_fails_its_waiting_writes_and_is_removed_though_in_use
         let result = device.write_all_at(&page.0, 0);
         (result, device)
     });
-    let requests = stack.counts().requests;
-    common::eventually("the write", || stack.counts().requests > requests);
+    common::eventually("the write", || stuck.written.load(Ordering::Relaxed));
     stack.abort().await.unwrap();
     let (result, device) = tokio::time::timeout(LIMIT, writer).await.unwrap().unwrap();
     assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EIO));
@@ -300,7 +305,8 @@ async fn an_aborted_volume_fails_its_waiting_writes_and_is_removed_though_in_use
 #[tokio::test(flavor = "multi_thread")]
 async fn device_errors_reach_the_user_as_errnos() {
     let node = Node::start();
-    let stack = node.front_end().create("volume", Arc::new(StuckDevice), String::new()).await.unwrap();
+    let stuck = Arc::new(StuckDevice::default());
+    let stack = node.front_end().create("volume", stuck, String::new()).await.unwrap();
     let file = File::options().read(true).write(true).open(node.path("volumes/volume/disk")).unwrap();
     assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     let mut bytes = [1; 512];
@@ -330,7 +336,7 @@ async fn a_served_volume_is_not_created_twice_and_a_saved_one_can_be_discarded()
     front_end.discard("volume").await.unwrap();
     front_end.discard("volume").await.unwrap();
     assert!(front_end.saved_keys().await.unwrap().is_empty());
-    assert_eq!(loopdev::find(backing).unwrap(), None);
+    common::eventually("the removal of the loop device", || loopdev::find(backing).unwrap().is_none());
     let again = front_end.create("volume", TestDevice::new(SIZE), "grant 2".into()).await.unwrap();
     again.teardown().await.unwrap();
 }
@@ -423,5 +429,5 @@ fn loop_devices_are_known_by_their_file_and_not_by_its_path() {
     loopdev::detach(first_backing, false).unwrap();
     assert_eq!(loopdev::find(second_backing).unwrap(), Some(second));
     loopdev::detach(second_backing, false).unwrap();
-    assert_eq!(loopdev::find(second_backing).unwrap(), None);
+    common::eventually("the removal", || loopdev::find(second_backing).unwrap().is_none());
 }

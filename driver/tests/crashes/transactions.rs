@@ -152,5 +152,6 @@ async fn postgresql_keeps_every_acknowledged_transaction_through_kills_and_the_l
     // The lost node comes back, and can be cleaned up.
     first.keeper.restart();
     first.start_again().await;
+    first.ready();
     first.unpublish(&volume).await.unwrap();
 }

@@ -134,6 +134,7 @@ async fn a_mounted_volume_gets_a_journal_and_leaves_it() {
     node.process.kill();
     drop(down);
     node.start_again().await;
+    node.ready();
     assert_eq!(holds(&file), 2);
 
     site.modify(&volume, "remote").await;

@@ -113,6 +113,7 @@ async fn an_owner_that_is_down_is_unavailable_until_it_is_back() {
     let status = site.snapshot(&volume, "s").await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     node.start_again().await;
+    node.ready();
     site.snapshot(&volume, "s").await.unwrap();
     node.unpublish(&volume).await.unwrap();
 }

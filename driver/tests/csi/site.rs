@@ -299,10 +299,11 @@ impl Drop for Site {
 }
 
 impl Node {
-    /// SIGKILL and a successor.
+    /// SIGKILL and a successor, whose pool is open.
     pub async fn restart(&mut self) {
         self.process.kill();
         self.start_again().await;
+        self.ready();
     }
 
     /// SIGKILL and a successor that has `argument` instead of the one of that name.
@@ -341,6 +342,14 @@ impl Node {
     pub async fn power_on(&mut self) {
         self.keeper.restart();
         self.start_again().await;
+        self.ready();
+    }
+
+    /// Waits for the pool, which calls do not wait for.
+    pub fn ready(&self) {
+        eventually("the opening of the pool", || {
+            self.find_metric("holdfast_pool_usable{pool=\"default\"}") == Some(1.0)
+        });
     }
 
     /// A metric's value: `series` is its name and labels, as they stand in the answer.

@@ -104,7 +104,7 @@ mod tests {
     use crate::ids::{ObjectId, VolumeId};
     use crate::lineage::SourceId;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn volumes_share_a_cache_and_are_counted_apart() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(DiskCache::open(dir.path(), 64 << 20).unwrap());

@@ -39,7 +39,7 @@ fn bytes_on_disk(dir: &Path) -> u64 {
     std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn chunks_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -51,7 +51,7 @@ async fn chunks_survive_a_restart() {
     assert_eq!((cache.stats().entries, cache.stats().bytes, cache.stats().hits), (50, 50 * (32 << 10), 50));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_full_cache_stays_within_its_capacity_and_keeps_the_newest_and_the_used() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -72,7 +72,7 @@ async fn a_full_cache_stays_within_its_capacity_and_keeps_the_newest_and_the_use
     assert!(bytes_on_disk(dir.path()) <= CAPACITY / 4 + (512 << 10));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_cache_full_of_used_chunks_still_takes_new_ones() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -84,7 +84,7 @@ async fn a_cache_full_of_used_chunks_still_takes_new_ones() {
     assert!(bytes_on_disk(dir.path()) <= CAPACITY + (512 << 10));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn damage_on_the_disk_is_a_miss_that_the_next_insert_mends() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -97,7 +97,7 @@ async fn damage_on_the_disk_is_a_miss_that_the_next_insert_mends() {
     assert_eq!(held(&cache, 0..4).await, [0, 1, 2, 3]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_torn_shelf_yields_its_whole_entries() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -112,7 +112,7 @@ async fn a_torn_shelf_yields_its_whole_entries() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_truncated_file_is_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -124,7 +124,7 @@ async fn a_truncated_file_is_a_miss() {
     assert_eq!(held(&cache, 0..2).await, [0]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_full_disk_is_a_miss_until_there_is_room_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -140,7 +140,7 @@ async fn a_full_disk_is_a_miss_until_there_is_room_again() {
     assert_eq!(held(&cache, 0..4).await, [2, 3]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_directory_that_takes_no_files_is_a_miss() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();
@@ -154,7 +154,7 @@ async fn a_directory_that_takes_no_files_is_a_miss() {
     assert!(stats.errors < 10, "{} errors: the disk is not left alone", stats.errors);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_process_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(dir.path(), CAPACITY).unwrap();

@@ -47,7 +47,7 @@ mod tests {
     use crate::ids::{ObjectId, VolumeId};
     use crate::lineage::SourceId;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn memory_holds_what_was_opened_and_the_disk_what_is_sealed() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(DiskCache::open(dir.path(), 64 << 20).unwrap());

@@ -337,9 +337,10 @@ impl ApiServer {
     fn patch(&self, place: &Place, patch: &Value, is_apply: bool) -> (u16, Value) {
         let name = place.name.as_deref().expect("a name");
         let key = Self::key(place, name);
-        let before = self.lock().objects.get(&key).cloned();
-        let Some(before) = before else {
+        let mut state = self.lock();
+        let Some(before) = state.objects.get(&key).cloned() else {
             if is_apply {
+                drop(state);
                 return self.create(place, patch.clone());
             }
             return failure(404, "NotFound", &format!("{} {name} not found", place.plural));
@@ -365,7 +366,7 @@ impl ApiServer {
         if let Err(message) = validate(&after, Some(&before)) {
             return failure(422, "Invalid", &message);
         }
-        self.store(&mut self.lock(), key, after)
+        self.store(&mut state, key, after)
     }
 
     fn delete(&self, place: &Place) -> (u16, Value) {
