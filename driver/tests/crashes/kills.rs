@@ -64,9 +64,7 @@ async fn node_plugin_and_keeper_dead_at_once_lose_nothing_that_was_acknowledged(
         // As documented: errors, until the volume is staged again.
         let outcomes = writers.end();
         assert!(outcomes.iter().any(Result::is_err), "{outcomes:?}");
-        node.keeper.restart();
-        node.start_again().await;
-        node.ready();
+        node.power_on().await;
         node.unpublish(&volume).await.unwrap();
         node.publish(&volume, &context, &block()).await.unwrap();
         ledger.check();

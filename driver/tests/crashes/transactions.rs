@@ -150,8 +150,6 @@ async fn postgresql_keeps_every_acknowledged_transaction_through_kills_and_the_l
     server.stop();
     second.unpublish(&volume).await.unwrap();
     // The lost node comes back, and can be cleaned up.
-    first.keeper.restart();
-    first.start_again().await;
-    first.ready();
+    first.power_on().await;
     first.unpublish(&volume).await.unwrap();
 }

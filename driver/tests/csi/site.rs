@@ -338,7 +338,7 @@ impl Node {
         clean_up(&self.dir);
     }
 
-    /// The node comes back after [`Self::lose_power`].
+    /// Keeper and node plugin come back after both have died, as in [`Self::lose_power`].
     pub async fn power_on(&mut self) {
         self.keeper.restart();
         self.start_again().await;
